@@ -1,0 +1,20 @@
+"""mmcare: the CARE and CAS-ViT backbones for dense prediction with OpenMMLab.
+
+Importing the package costs nothing and needs nothing: what it exports is loaded on first use, so that
+``python -m mmcare.stack`` can examine an installation in which torch or mmcv cannot be imported.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .version import __version__
+
+_EXPORTS = {"CARE": "mmcare.models", "CASViT": "mmcare.models", "UserError": "mmcare.errors"}
+
+__all__ = ["CARE", "CASViT", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,48 @@
+"""Hooks for MMEngine's Runner."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from .checkpoint import check_fit, list_names
+from .models.base import PyramidBackbone
+from .registry import HOOKS
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Refuses a checkpoint that does not fit the model, where MMEngine would warn and go on with random weights.
+
+    Args:
+        require_all: whether every weight of the model must be in the checkpoint, as for testing and resuming; False
+            for a checkpoint to start training from.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, require_all: bool = True) -> None:
+        self.require_all = require_all
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compares names and shapes before the weights are loaded.
+
+        Raises:
+            UserError: the checkpoint does not fit.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        state = dict(checkpoint["state_dict"])
+        for name, module in model.named_modules():
+            if isinstance(module, PyramidBackbone):
+                module.translate_names(state, f"{name}." if name else "")
+        own = model.state_dict()
+        source = str(runner._load_from or "the checkpoint")
+        check_fit(own, state, source, f"the {type(model).__name__} of this config", self.require_all)
+        unused = [name for name in state if name not in own]
+        if unused:
+            print_log(f"in {source} but not used: {list_names(unused)}", "current", logging.WARNING)

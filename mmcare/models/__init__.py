@@ -1,0 +1,4 @@
+from .care import CARE
+from .casvit import CASViT
+
+__all__ = ["CARE", "CASViT"]

@@ -1,0 +1,277 @@
+"""What the two backbones share: arguments and their errors, freezing, checkpointing, the way in for weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule, initialize, update_init_info
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoint import load_pretrained
+from ..errors import UserError
+
+NUM_STAGES = 4
+MIN_SIZE = 32
+
+
+def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = True) -> nn.Conv2d:
+    """A depth-wise convolution that keeps height and width."""
+    height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+    return nn.Conv2d(
+        channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias
+    )
+
+
+class Stage(nn.Module):
+    """One stage of a backbone: the way down to its stride, then its blocks.
+
+    Args:
+        downsample: what takes the previous stage's map to this one's stride and width; identity in the first stage,
+            where the stem has done it.
+        blocks: the blocks, each (B, C, H, W) → (B, C, H, W), but the last of a network may change C.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], with_cp: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = _checkpointed(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler has its own recomputation and no contexts
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Keeps recomputation from counting the batch a second time into the norms' running statistics."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class PyramidBackbone(BaseModule):
+    """A backbone of four stages at strides 4, 8, 16 and 32, with a feature map from each.
+
+    A subclass names its published variants in :attr:`arch_settings` and the keys that a custom ``arch`` needs or may
+    have in :attr:`arch_defaults`; builds :attr:`stem` and :attr:`stages`; and says in :attr:`authors_names` how the
+    authors' parameter names become its own.
+
+    Args:
+        arch: name of a published variant, or a dict with the keys of one for a custom network.
+        in_channels: channels of the input images.
+        out_indices: which stages' maps to return, 0 to 3, in this order. Later stages than needed are not built.
+        drop_path_rate: stochastic depth, 0 at the first block, growing linearly to this rate at the last.
+        frozen_stages: freeze the stem (0), and the first 1 to 4 stages with it; -1 freezes nothing. Frozen parameters
+            get no gradient, and frozen norms stay in eval mode.
+        norm_eval: keep all batch norms in eval mode during training (their running statistics do not change), as the
+            authors train detectors and segmentors. Training from scratch needs False.
+        with_cp: recompute each block in the backward pass: less memory, more time, the same gradients.
+        init_cfg: None for the authors' initialization, or MMEngine's; ``dict(type="Pretrained", checkpoint=FILE)``
+            takes a file as the authors publish it, one of our own or a whole detector's (see
+            :func:`mmcare.checkpoint.load_pretrained` for its further keys ``prefix`` and ``weights``).
+
+    Attributes:
+        out_channels: width of each returned map.
+
+    Raises:
+        UserError: an argument is not possible, or a checkpoint does not fit.
+    """
+
+    arch_settings: ClassVar[dict[str, dict[str, Any]]]
+    arch_defaults: ClassVar[dict[str, Any]] = {}
+    authors_names: ClassVar[tuple[tuple[str, str | Callable[[re.Match], str]], ...]]
+    default_init: ClassVar[list[dict[str, Any]]] = [
+        dict(type="TruncNormal", layer=["Conv2d", "Linear"], std=0.02, bias=0.0),
+        dict(type="Constant", layer="BatchNorm2d", val=1.0, bias=0.0),
+    ]
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    out_channels: tuple[int, ...]
+
+    def __init__(
+        self,
+        arch: str | dict[str, Any],
+        in_channels: int,
+        out_indices: Sequence[int],
+        drop_path_rate: float,
+        frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg or self.default_init)
+        self.arch, self.arch_name = self._resolve_arch(arch)
+        self.in_channels = _integer("in_channels", in_channels, low=1)
+        self.out_indices = _check_out_indices(out_indices)
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"drop_path_rate={drop_path_rate!r} is not possible: give a number from 0 up to, not "
+                            "including, 1")
+        self.drop_path_rate = float(drop_path_rate)
+        self.frozen_stages = _integer("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self._register_load_state_dict_pre_hook(self.translate_names)
+
+    # -- arguments --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _resolve_arch(cls, arch: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
+        names = ", ".join(cls.arch_settings)
+        if isinstance(arch, str):
+            if arch.lower() not in cls.arch_settings:
+                raise UserError(f"{cls.__name__} has no arch {arch!r}: choose one of {names}, or give a dict")
+            return cls.arch_settings[arch.lower()], arch.lower()
+        keys = list(next(iter(cls.arch_settings.values())))
+        if not isinstance(arch, dict):
+            raise UserError(f"arch={arch!r} of {cls.__name__} is not possible: give one of {names}, or a dict with "
+                            f"the keys {', '.join(keys)}")
+        missing = [key for key in keys if key not in arch and key not in cls.arch_defaults]
+        unknown = [key for key in arch if key not in keys]
+        if missing or unknown:
+            wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has the unknown {', '.join(unknown)}"] * bool(
+                unknown
+            )
+            raise UserError(f"the custom arch of {cls.__name__} {' and '.join(wrong)}: its keys are {', '.join(keys)}")
+        settings = {**cls.arch_defaults, **arch}
+        for key, value in settings.items():
+            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != NUM_STAGES:
+                raise UserError(f"{key}={value!r} in the custom arch of {cls.__name__} is not possible: give one "
+                                f"value for each of the {NUM_STAGES} stages")
+        for key in ("depths", "channels", "memory_channels"):
+            for value in settings.get(key, ()):
+                _integer(f"{key} in the custom arch of {cls.__name__}", value, low=1)
+        return settings, "custom"
+
+    @property
+    def built_stages(self) -> int:
+        """Stages that the asked-for maps need."""
+        return max(self.out_indices) + 1
+
+    def _drop_path_rates(self) -> list[list[float]]:
+        """Stochastic depth's rate for each block of each stage of the whole network, built or not."""
+        depths = self.arch["depths"]
+        rates = iter(torch.linspace(0, self.drop_path_rate, sum(depths), dtype=torch.float64).tolist())
+        return [[next(rates) for _ in range(depth)] for depth in depths]
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def _stage_modules(self, index: int) -> list[nn.Module]:
+        """All modules that belong to one stage."""
+        return [self.stages[index]]
+
+    def _freeze(self) -> None:
+        frozen = [self.stem] if self.frozen_stages >= 0 else []
+        for index in range(min(self.frozen_stages, self.built_stages)):
+            frozen += self._stage_modules(index)
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PyramidBackbone:
+        """Switches between training and evaluation; frozen stages and, with ``norm_eval``, all norms stay in eval."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def _emit(self, index: int, x: Tensor) -> Tensor:
+        """The map that leaves the network for the output of stage ``index``."""
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes the pyramid.
+
+        Args:
+            x: images, (B, in_channels, H, W) with H, W ≥ 32, normalized with ImageNet's mean and standard deviation.
+
+        Returns:
+            One map for each of ``out_indices``: (B, out_channels[i], about H / stride, about W / stride) at stride 4,
+            8, 16 or 32.
+
+        Raises:
+            UserError: ``x`` has other than four dimensions, other channels, or a side shorter than 32.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
+            raise UserError(f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
+                            f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}")
+        x = self.stem(x)
+        maps = {}
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.out_indices:
+                maps[index] = self._emit(index, x)
+        return tuple(maps[index] for index in self.out_indices)
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def init_weights(self) -> None:
+        """Starts from the authors' initialization and, if ``init_cfg`` says so, loads a checkpoint on top."""
+        asked = self.init_cfg
+        if not (isinstance(asked, dict) and str(asked.get("type")) in ("Pretrained", "PretrainedInit")):
+            super().init_weights()
+            return
+        if self._is_init:
+            return
+        initialize(self, self.default_init)  # for what the file does not hold, such as the pyramid's norms
+        load_pretrained(self, **{key: value for key, value in asked.items() if key != "type"})
+        if hasattr(self, "_params_init_info"):  # MMEngine's report of how each parameter of a detector started
+            update_init_info(self, f"loaded from {asked['checkpoint']}")
+        self._is_init = True
+
+    @classmethod
+    def translate_name(cls, name: str) -> str:
+        """Our name for a parameter or buffer that the authors' release calls ``name``; any other name stays."""
+        for pattern, replacement in cls.authors_names:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def translate_names(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Renames, in place, the authors' parameter names below ``prefix``: run before any loading, a detector's too."""
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            translated = prefix + self.translate_name(name[len(prefix) :])
+            if translated != name:
+                state_dict[translated] = state_dict.pop(name)
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        span = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name}={value!r} is not possible: give a whole number {span}")
+    return value
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    possible = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+    if not possible or not out_indices or len(set(out_indices)) != len(out_indices):
+        raise UserError(f"out_indices={out_indices!r} is not possible: give at least one of 0, 1, 2, 3, each once")
+    return tuple(_integer("an index in out_indices", index, 0, NUM_STAGES - 1) for index in out_indices)

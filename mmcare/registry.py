@@ -1,0 +1,12 @@
+"""Child registries of MMEngine's, scope ``mmcare``.
+
+MMEngine imports ``mmcare.registry`` by itself when a config of any mm project names a type ``mmcare.…``, and the
+``locations`` below tell it where the classes are. So configs need no ``custom_imports``.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmcare", locations=["mmcare.models"])
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmcare", locations=["mmcare.hooks"])
