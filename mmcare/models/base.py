@@ -63,14 +63,15 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keeps recomputation from counting the batch a second time into the norms' running statistics."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, norm.momentum, norm.num_batches_tracked in kept:
+            pass
 
 
 class PyramidBackbone(BaseModule):
@@ -175,7 +176,8 @@ class PyramidBackbone(BaseModule):
     def _drop_path_rates(self) -> list[list[float]]:
         """Stochastic depth's rate for each block of each stage of the whole network, built or not."""
         depths = self.arch["depths"]
-        rates = iter(torch.linspace(0, self.drop_path_rate, sum(depths), dtype=torch.float64).tolist())
+        total = sum(depths)
+        rates = iter(self.drop_path_rate * i / max(total - 1, 1) for i in range(total))
         return [[next(rates) for _ in range(depth)] for depth in depths]
 
     # -- training ---------------------------------------------------------------------------------------------------

@@ -268,4 +268,4 @@ class CARE(PyramidBackbone):
         widths = [4 * channels for channels in memory]
         widths[-1] *= ratios[-1][1]
         self.out_channels = tuple(widths[i] for i in self.out_indices)
-        self._freeze()
+        self.train()

@@ -240,7 +240,7 @@ class CASViT(PyramidBackbone):
             self.stages.append(Stage(downsample, [Block(widths[i], rate) for rate in rates[i]], with_cp))
         self.out_norms = nn.ModuleDict({str(i): nn.BatchNorm2d(widths[i]) for i in self.out_indices})
         self.out_channels = tuple(widths[i] for i in self.out_indices)
-        self._freeze()
+        self.train()
 
     def _stage_modules(self, index: int) -> list[nn.Module]:
         norms = [self.out_norms[str(index)]] if index in self.out_indices else []

@@ -1,0 +1,80 @@
+# `make demo` and `make test` set up the virtual environment that they need, once.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean distclean
+
+# Asking the interpreter itself, as a version manager may put a python3.11 on the path that it refuses to run.
+PYTHON ?= $(shell python3.11 -c "import sys; print(sys.executable)" 2>/dev/null || echo python3)
+STACK ?= original
+TESTS = tests
+ARGS =
+
+ifeq ($(filter original onedl,$(STACK)),)
+$(error STACK=$(STACK) is not a stack, give STACK=original or STACK=onedl)
+endif
+
+VENV := $(if $(filter original,$(STACK)),.venv,.venv-$(STACK))
+BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_CONFIG := configs/detection/retinanet_care_s1.py
+DEMO := work_dirs/demo
+
+help:
+	@echo "make demo       train a detector on generated pictures, test it, draw its detections and curves"
+	@echo "make test       run the tests (TESTS=tests/test_stack.py for some of them, ARGS='-k name' for pytest)"
+	@echo "make lint       check style and formatting; make format mends them"
+	@echo "make setup      only set up the environment, $(VENV)"
+	@echo "make clean      remove caches and build leftovers; make distclean the environments too"
+	@echo
+	@echo "STACK=onedl runs any of them on OpenMMLab's maintained successors, in .venv-onedl."
+
+setup: $(VENV)/.ready
+
+# A stamp is written last, so that an interrupted installation is begun again, and --clear begins it from nothing.
+$(VENV)/.stack: requirements/build.txt requirements/$(STACK).txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -r requirements/build.txt
+	@echo "Installing the $(STACK) stack; the first time on a machine, compiling mmcv's operators takes about 8 minutes."
+	@# Every fifth of ninja's counts [5/77] is progress enough: the compiler's own output is for the log.
+	@$(PIP) install -v --no-build-isolation -r requirements/$(STACK).txt 2>&1 | tee $(LOG) \
+	    | sed -un -e 's/^ *Collecting \([^ (]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*[05]\/[0-9]*\]\).*/  compiled \1/p' \
+	    || { grep -m 5 -E "(error|Error|ERROR): |not found" $(LOG) | cut -c -200 || true; \
+	         echo "error: the $(STACK) stack was not installed, for the reason in $(LOG)" >&2; exit 1; }
+	$(BIN)/python -m mmcare.stack
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.stack requirements/test.txt setup.py pyproject.toml mmcare/version.py
+	$(PIP) install -r requirements/test.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@if [ -e $(DEMO) ]; then mv -v $(DEMO) $(DEMO)-until-$$(date +%Y%m%d-%H%M%S); fi
+	$(BIN)/python tools/train.py $(DEMO_CONFIG) --sample --work-dir $(DEMO)
+	$(BIN)/python tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --sample --work-dir $(DEMO)/test --show-dir pictures
+	$(BIN)/python tools/analyze_logs.py $(DEMO) --out $(DEMO)/curves.png
+	@echo
+	@echo "Pictures:   $$(find $(DEMO)/test -type d -name pictures)"
+	@echo "Curves:     $(DEMO)/curves.png"
+	@echo "Checkpoint: $$(cat $(DEMO)/last_checkpoint)"
+
+test: setup
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find configs mmcare tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-onedl

@@ -1,0 +1,40 @@
+"""Mixed precision where MMEngine has none: on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Runs the forward pass of training in bfloat16 on the CPU, where MMEngine's AmpOptimWrapper refuses to start.
+
+    Between the model's parts (backbone, neck, heads) everything is float32, as mmcv's compiled operators, such as RoI
+    align and non-maximum suppression, know no bfloat16. There is no loss scaling: bfloat16 has float32's range, so
+    gradients do not vanish in it.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        parts = (model.module if is_model_wrapper(model) else model).children()
+        hooks = [part.register_forward_hook(lambda part, inputs, outputs: _in_float32(outputs)) for part in parts]
+        try:
+            with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _in_float32(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(map(_in_float32, outputs))
+    return outputs

@@ -1,0 +1,210 @@
+"""What the command lines share: their options, the way from a config to a Runner, and how a mistake is told.
+
+MMEngine is imported inside the functions, so that a tool can start, and say in a sentence what is wrong, where MMEngine
+itself cannot be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from .errors import UserError
+from .stack import check_stack
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
+"""The task of a config, by its ``default_scope``."""
+
+_LAUNCHERS = {
+    "pytorch": ("torchrun", "RANK", "LOCAL_RANK"),
+    "slurm": ("srun", "SLURM_PROCID", "SLURM_LOCALID"),
+    "mpi": ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+"""For each of ``--launcher``: the program that starts the processes, and how it tells each its rank."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a tool. A mistake of the user's ends it with one sentence and exit status 2; a bug keeps its stack trace."""
+    try:
+        main()
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        if _is_first_on_machine():
+            print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user about an error, None where the error is not the user's."""
+    if isinstance(error, UserError):
+        # From a dataloader's worker process torch hands the error over with the worker's stack trace as its message.
+        text = str(error)
+        return text.rstrip().rpartition(f"{type(error).__name__}: ")[2] if "Original Traceback" in text else text
+    # An exception that MMEngine's builder itself raises, and nothing below it, is about the config: a type that does
+    # not exist, or arguments that do not go with it.
+    origin = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(origin.filename).parts[-3:] == ("mmengine", "registry", "build_functions.py"):
+        return f"the config does not fit what it names: {_first_sentence(error)}"
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text has quotes
+    text = " ".join(str(text).split())
+    return text.partition(". ")[0][:300] or type(error).__name__
+
+
+def _is_first_on_machine() -> bool:
+    """Of a distributed run, one process on each machine speaks: a file may be missing on one machine only."""
+    return all(os.environ.get(local_rank, "0") == "0" for _, _, local_rank in _LAUNCHERS.values())
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are told as every other mistake is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
+def config_parser(description: str) -> Parser:
+    """A parser with what the tools that run a config have in common; :func:`load_config` takes its arguments."""
+    check_stack()
+    from mmengine.config import DictAction
+
+    class CfgOptions(DictAction):
+        def __call__(self, parser, namespace, values, option_string=None) -> None:
+            for pair in values:
+                key, equals, _ = pair.partition("=")
+                if not equals or not all(key.split(".")):
+                    parser.error(f"--cfg-options takes pairs like model.backbone.arch=s1, not {pair!r}")
+            try:
+                super().__call__(parser, namespace, values, option_string)
+            except AssertionError as error:  # brackets that do not match
+                parser.error(f"--cfg-options: {error}")
+
+    parser = Parser(description=description)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: ./work_dirs/<config's name>)")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="run on a small generated data set, with a schedule to match, instead of the config's own",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=CfgOptions,
+        metavar="KEY=VALUE",
+        help="settings of the config to change: train_dataloader.batch_size=4, model.backbone.init_cfg=None; a list as "
+        'key="[a,b]" or key=a,b, nested as key="[(a,b),(c,d)]", without blanks',
+    )
+    parser.add_argument("--launcher", choices=["none", *_LAUNCHERS], default="none", help="what starts the processes")
+    # Not for people: torch.distributed.launch passes it on to each process, under one name or the other.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
+    """The config that the arguments ask for: the file, then the sample data set over it, then ``--cfg-options``.
+
+    Args:
+        args: as :func:`config_parser`'s parser returns them.
+        parts: what the config must have for the run.
+
+    Raises:
+        UserError: the file cannot be read or lacks a part, an option does not fit it, or a package is missing.
+    """
+    _check_launcher(args)
+    cfg = _read_config(args.config)
+    task_of(cfg)
+    absent = [part for part in parts if not cfg.get(part)]
+    if absent:
+        raise UserError(f"{args.config} has no {' and no '.join(absent)}: give a complete config")
+    check_stack(needs=(cfg.default_scope,))
+    if args.sample:
+        from .sample import prepare
+        from .sample.overlay import overlay_sample
+
+        overlay_sample(cfg, prepare())
+    if args.cfg_options:
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"--cfg-options does not fit {args.config}: {_first_sentence(error)}") from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("./work_dirs", Path(args.config).stem)
+    return cfg
+
+
+def _check_launcher(args: argparse.Namespace) -> None:
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.launcher != "none":
+        program, rank, _ = _LAUNCHERS[args.launcher]
+        if rank not in os.environ:
+            raise UserError(f"--launcher {args.launcher} is for processes that {program} starts: start it with that")
+
+
+def _read_config(path: str) -> Config:
+    from mmengine.config import Config
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no config {path}: check the path (relative ones start at {os.getcwd()})")
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program, which may fail in any way
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+        place = f"line {lines[-1].lineno} of {lines[-1].filename}" if lines else path
+        reason = f"{type(error).__name__}: {_first_sentence(error)}"
+        raise UserError(f"the config cannot be read, for an error in {place}: {reason}") from error
+
+
+def task_of(cfg: Config) -> str:
+    """``"detection"`` or ``"segmentation"``, told from the config's ``default_scope``."""
+    scope = cfg.get("default_scope")
+    if scope not in TASKS:
+        raise UserError(
+            f"{cfg.filename} says default_scope = {scope!r}: the tools serve {' and '.join(map(repr, TASKS))}"
+        )
+    return TASKS[scope]
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuses a checkpoint that is not there; one behind an address is left to whoever loads it."""
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise UserError(f"there is no checkpoint {path}: check the path (relative ones start at {os.getcwd()})")
+
+
+def build_runner(cfg: Config, require_all: bool) -> Runner:
+    """The Runner of a config, one that reads no checkpoint unsafely and accepts none that does not fit the model.
+
+    Args:
+        cfg: the config, complete.
+        require_all: whether a checkpoint must hold every weight of the model, as for testing and resuming.
+
+    Raises:
+        UserError: the work folder cannot be made, or the model cannot be built as the config says.
+    """
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    from .checkpoint import guard_checkpoint_loading
+
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the work folder {cfg.work_dir} cannot be made: {error.strerror}") from error
+    guard_checkpoint_loading()
+    fit = dict(type="mmcare.CheckpointFitHook", require_all=require_all)
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), fit]
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

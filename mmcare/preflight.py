@@ -1,0 +1,162 @@
+"""Whether the files that a run reads are there, answered before anything is built.
+
+MMEngine opens the data set and the ImageNet weights only after the model is built, one after the other, so that whoever
+starts a config for the first time learns of the missing pieces one failed run at a time. Here all of them are told at
+once, with where their publishers offer them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+DATASETS = {
+    "CocoDataset": ("COCO 2017", "https://cocodataset.org/#download"),
+    "ADE20KDataset": ("ADE20K", "http://sceneparsing.csail.mit.edu/"),
+}
+"""Name and publisher's page of the data sets that the configs use, by the type of the dataset."""
+
+WEIGHTS = {
+    "CARE": "https://github.com/zhouyuan888888/CARE-Transformer",
+    "CASViT": "https://github.com/Tianfang-Zhang/CAS-ViT",
+}
+"""Where the authors of a backbone offer its ImageNet weights, by the type of the backbone."""
+
+_PREFIXES = {"img": "images", "img_path": "images", "seg": "label maps", "seg_map_path": "label maps"}
+_PURPOSES = {"train": "to train on", "val": "to validate on", "test": "to test on"}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """One file or folder that the run reads."""
+
+    path: str
+    what: str
+    source: str | None
+    is_folder: bool = False
+
+
+def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
+    """Looks for everything on this machine's disks that a run of the config reads.
+
+    Args:
+        cfg: the config, complete, with the command line's options merged.
+        splits: whose dataloaders and evaluators the run uses, of "train", "val" and "test".
+        weights: whether the run initializes the model, and so reads the files of ``init_cfg``.
+
+    Raises:
+        UserError: something is missing; the message lists all of it, with where to get it and how to go on without.
+    """
+    needs: list[_Need] = []
+    for split in splits:
+        needs += _of_dataloader(cfg.get(f"{split}_dataloader"), split)
+        needs += _of_evaluator(cfg.get(f"{split}_evaluator"))
+    pretrained = dict(_pretrained(cfg.get("model"), "model")) if weights else {}
+    needs += pretrained.values()
+
+    faults: dict[str, str] = {}
+    lacking = {}
+    for need in needs:
+        fault = None if _is_remote(need.path) else _fault(need)
+        if fault:
+            faults[need.path] = fault
+            lacking.setdefault(need.path, need)  # the evaluator reads the same annotations as the dataset
+    if not lacking:
+        return
+
+    lines = ["files that this run reads are missing:"]
+    lines += [
+        f"  {need.path}: {need.what}, {faults[path]}" + (f"; from {need.source}" if need.source else "")
+        for path, need in lacking.items()
+    ]
+    if not all(os.path.isabs(path) for path in lacking):
+        lines.append(f"Relative paths start at {os.getcwd()}.")
+    if any(need not in pretrained.values() for need in lacking.values()):
+        lines.append("To try this config without its data set, add --sample.")
+    absent = [f"{key}=None" for key, need in pretrained.items() if need.path in lacking]
+    if absent:
+        lines.append(f"To train without these weights, add --cfg-options {' '.join(absent)}")
+    raise UserError("\n".join(lines))
+
+
+def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_Need]:
+    for dataset in _datasets((dataloader or {}).get("dataset")):
+        if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+            continue
+        root = dataset.get("data_root") or ""
+        name, source = DATASETS.get(_type_name(dataset), (_type_name(dataset), None))
+        purpose = _PURPOSES[split]
+        if dataset.get("ann_file"):
+            yield _Need(os.path.join(root, dataset["ann_file"]), f"{name}'s annotations {purpose}", source)
+        for key, prefix in (dataset.get("data_prefix") or {}).items():
+            if prefix or root:
+                what = f"{name}'s {_PREFIXES.get(key, key)} {purpose}"
+                yield _Need(os.path.join(root, prefix or ""), what, source, is_folder=True)
+
+
+def _datasets(dataset: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The datasets that read files, inside ConcatDataset, RepeatDataset and other wrappers."""
+    if not isinstance(dataset, dict):
+        return
+    inner = [*dataset.get("datasets", []), *filter(None, [dataset.get("dataset")])]
+    for wrapped in inner:
+        yield from _datasets(wrapped)
+    if not inner:
+        yield dataset
+
+
+def _of_evaluator(evaluator: dict[str, Any] | list[dict[str, Any]] | None) -> Iterator[_Need]:
+    for metric in evaluator if isinstance(evaluator, list) else [evaluator or {}]:
+        if metric.get("ann_file") and (metric.get("backend_args") or {}).get("backend", "local") == "local":
+            yield _Need(metric["ann_file"], f"the annotations that {_type_name(metric)} compares with", None)
+
+
+def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
+    """Every ``init_cfg`` of type Pretrained in a model's config, with its key for ``--cfg-options``."""
+    if isinstance(node, dict):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and _type_name(init) in ("Pretrained", "PretrainedInit") and init.get("checkpoint"):
+            owner = _type_name(node)
+            path = os.path.expanduser(init["checkpoint"])
+            yield f"{key}.init_cfg", _Need(path, f"pretrained weights of {owner}", WEIGHTS.get(owner))
+        for name, child in node.items():
+            yield from _pretrained(child, f"{key}.{name}")
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _pretrained(child, f"{key}.{index}")
+
+
+def _type_name(cfg: dict[str, Any]) -> str:
+    """``CARE`` of ``type="mmcare.CARE"`` and of ``type=CARE``."""
+    kind = cfg.get("type", "dataset")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _fault(need: _Need) -> str | None:
+    """What is wrong with a path, None where nothing is."""
+    path = Path(need.path)
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        dangling = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
+        return f"missing: {dangling} is a link to {os.readlink(dangling)}, which is gone" if dangling else "missing"
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    if path.is_dir() != need.is_folder:
+        return "a file where a folder is expected" if need.is_folder else "a folder where a file is expected"
+    if need.is_folder:
+        with os.scandir(path) as entries:  # lists one entry; COCO's folder has 118,287
+            return None if any(entries) else "an empty folder"
+    return None if size else "an empty file"

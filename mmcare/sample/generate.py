@@ -1,0 +1,254 @@
+"""The sample data on disk: one set of pictures as COCO 2017 and as ADE20K, made from a :class:`Recipe`.
+
+::
+
+    data/sample/<fingerprint>/
+        coco/annotations/instances_{train,val}2017.json
+        coco/{train,val}2017/000000000001.jpg
+        ade/ADEChallengeData2016/images/{training,validation}/ADE_{train,val}_00000001.jpg
+        ade/ADEChallengeData2016/annotations/{training,validation}/ADE_{train,val}_00000001.png
+
+The fingerprint is a hash of the recipe and of the code that draws, so data from before a change is never taken for
+data from after it. The folder gets its name in one step once everything is in it; whoever finds it may use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from .scene import CLASSES, SPLITS, Recipe, Scene, Split, draw_scene
+
+_DEFAULT_RECIPE = Recipe()
+_MARKER = ".mmcare-sample.json"
+_SOURCES = ("generate.py", "scene.py")
+_ADE_FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
+_TEMPORARY = re.compile(r"\.making-(?P<host>.*)-(?P<pid>\d{1,9})-[0-9a-f]{32}")
+# Far longer than making the data takes: whatever is older was left behind.
+_TEMPORARY_LIFETIME_SECONDS = 3600
+
+
+def prepare(root: str | Path = "data/sample", recipe: Recipe = _DEFAULT_RECIPE) -> Path:
+    """Return the folder below ``root`` with the data set of ``recipe``; make it first if it is not there.
+
+    Making it takes seconds and prints one line to stderr. It also removes the data sets of other recipes below
+    ``root``, and whatever was left behind there by a process that was killed while making one. Several processes may
+    call this at the same time.
+
+    Raises:
+        UserError: ``root`` cannot be written, or something else has the name of the folder.
+    """
+    root = Path(root)
+    final = root / fingerprint(recipe)
+    try:
+        _clear_leftovers(root)
+        if not _is_complete(final):
+            _make(root, final, recipe)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"The sample data cannot be written to {root} ({reason}); name a folder that can be written."
+        ) from error
+    return final
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """The name of the folder for ``recipe``: changes with the recipe and with the code that makes the data."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(recipe), sort_keys=True).encode())
+    for name in _SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _make(root: Path, final: Path, recipe: Recipe) -> None:
+    start = time.perf_counter()
+    temporary = _temporary_path(root)
+    try:
+        temporary.mkdir(parents=True)
+        _write_dataset(temporary, recipe)
+        _publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_stale(root, final)
+    images = sum(recipe.images(split) for split in SPLITS)
+    seconds = time.perf_counter() - start
+    print(f"Made the sample data, {images} images, in {seconds:.1f} s: {final}", file=sys.stderr)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the finished folder its name, unless another process was faster."""
+    if _is_complete(final):
+        return
+    if (final / _MARKER).is_file():  # ours, but files have been deleted from it
+        _remove(final)
+    try:
+        os.rename(temporary, final)
+    except OSError as error:
+        if _is_complete(final):
+            return
+        if final.exists():
+            raise UserError(f"{final} is not a sample data set that mmcare made; move it away.") from error
+        raise
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        marker = json.loads((folder / _MARKER).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+    return marker["files"] == _count_files(folder)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def _temporary_path(root: Path) -> Path:
+    return root / f".making-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove what processes that were killed left half-made below ``root``."""
+    for folder in _subfolders(root):
+        name = _TEMPORARY.fullmatch(folder.name)
+        if name and _is_abandoned(folder, name["host"], int(name["pid"])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path, host: str, pid: int) -> bool:
+    # The process may run on another machine, or in another container, that shares the folder: there age has to decide.
+    if host == platform.node() and not _is_running(pid):
+        return True
+    try:
+        return time.time() - folder.stat().st_mtime > _TEMPORARY_LIFETIME_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # there os.kill would end the process, and no signal only asks
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_stale(root: Path, final: Path) -> None:
+    """Remove the data sets of other recipes, known by their marker."""
+    for folder in _subfolders(root):
+        if folder != final and not _TEMPORARY.fullmatch(folder.name) and (folder / _MARKER).is_file():
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a finished data set; renamed first, so that no half of it can be found under its name."""
+    doomed = _temporary_path(folder.parent)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _subfolders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def _write_dataset(folder: Path, recipe: Recipe) -> None:
+    ids = {"image": 1, "annotation": 1}  # unique over both splits, as in COCO
+    for split in SPLITS:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(recipe.images(split)):
+            scene = draw_scene(recipe, split, index)
+            file_name = _write_pictures(folder, split, index, scene)
+            height, width = scene.labels.shape
+            images.append({"id": ids["image"], "file_name": file_name, "height": height, "width": width})
+            for item in scene.objects:
+                annotation = {"id": ids["annotation"], "image_id": ids["image"], "category_id": item.kind + 1}
+                annotations.append(annotation | describe_mask(item.mask))
+                ids["annotation"] += 1
+            ids["image"] += 1
+        _write_json(folder / f"coco/annotations/instances_{split}2017.json", _coco(images, annotations))
+    _write_json(folder / _MARKER, {"files": _count_files(folder) + 1, "recipe": dataclasses.asdict(recipe)})
+
+
+def _write_pictures(folder: Path, split: Split, index: int, scene: Scene) -> str:
+    """Write a scene's image into both data sets and its label map; return COCO's name for the image."""
+    file_name = f"{index + 1:012d}.jpg"
+    ade = folder / "ade/ADEChallengeData2016"
+    ade_name = f"{_ADE_FOLDERS[split]}/ADE_{split}_{index + 1:08d}"
+    jpeg = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    _write(folder / f"coco/{split}2017" / file_name, jpeg)
+    _write(ade / f"images/{ade_name}.jpg", jpeg)
+    _write(ade / f"annotations/{ade_name}.png", cv2.imencode(".png", scene.labels)[1].tobytes())
+    return file_name
+
+
+def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)]
+    return {
+        "info": {"description": "Generated sample data of mmcare"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def describe_mask(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's fields for a visible mask (H, W) without holes: polygons and tight box in pixels, area in pixels."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    x, y = int(columns[0]), int(rows[0])
+    return {
+        "segmentation": _polygons(mask),
+        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+    }
+
+
+def _polygons(mask: np.ndarray) -> list[list[int]]:
+    """The outline of each part of ``mask`` along the pixels' edges, as x, y, x, y …"""
+    # OpenCV's contours run through the centres of pixels. With every pixel doubled, the first and the second of a pair
+    # stand for its two edges, and (i + 1) // 2 is where that edge is.
+    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [_corners((contour[:, 0] + 1) // 2).reshape(-1).tolist() for contour in contours]
+
+
+def _corners(path: np.ndarray) -> np.ndarray:
+    """Those points (N, 2) of a closed path at which it turns."""
+    path = path[(path != np.roll(path, 1, axis=0)).any(axis=1)]
+    before = path - np.roll(path, 1, axis=0)
+    after = np.roll(path, -1, axis=0) - path
+    return path[(before != after).any(axis=1)]

@@ -1,0 +1,168 @@
+"""Lays the sample data over a config: same model, other data, a schedule of minutes, training from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config
+
+from ..errors import UserError
+from . import CLASSES, PALETTE, SEMANTIC_CLASSES, SEMANTIC_PALETTE
+
+SCALE = (128, 96)  # long and short side of a resized image, in pixels
+CROP = (96, 96)
+
+
+def overlay_sample(cfg: Config, root: Path) -> None:
+    """Replaces, in place, what a config says of data, classes, image scale, batch, schedule and weights to start from.
+
+    Args:
+        cfg: a detection (``default_scope`` mmdet) or segmentation (mmseg) config.
+        root: folder of the sample data, as :func:`mmcare.sample.prepare` returns it.
+
+    Raises:
+        UserError: the config is of another project.
+    """
+    overlays = {"mmdet": _overlay_detection, "mmseg": _overlay_segmentation}
+    scope = cfg.get("default_scope")
+    if scope not in overlays:
+        raise UserError(
+            f"--sample knows detection and segmentation configs (default_scope {' or '.join(overlays)}), "
+            f"but this one has default_scope {scope!r}"
+        )
+    _start_from_scratch(cfg.model)
+    overlays[scope](cfg, root)
+    cfg.randomness = dict(seed=0)
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=8)
+    cfg.default_hooks.logger.interval = 10
+
+
+def _overlay_detection(cfg: Config, root: Path) -> None:
+    _set(cfg.model, "num_classes", len(CLASSES))
+    data = dict(type="CocoDataset", data_root=f"{root}/coco/", metainfo=dict(classes=CLASSES, palette=PALETTE))
+    for split, loader in (("train", cfg.train_dataloader), ("val", cfg.val_dataloader), ("val", cfg.test_dataloader)):
+        loader.dataset = dict(
+            **data,
+            ann_file=f"annotations/instances_{split}2017.json",
+            data_prefix=dict(img=f"{split}2017/"),
+            pipeline=_rescaled(_innermost(loader.dataset).pipeline),
+            test_mode=split == "val",
+        )
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=False)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = f"{root}/coco/annotations/instances_val2017.json"
+    _small_loaders(cfg)
+    if "tta_pipeline" in cfg:
+        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
+
+    epochs = 14
+    cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
+    steps = epochs * 30
+    cfg.optim_wrapper = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+        clip_grad=dict(max_norm=10),
+    )
+    cfg.param_scheduler = [
+        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=60),
+        dict(type="CosineAnnealingLR", by_epoch=False, begin=60, T_max=steps - 60, end=steps, eta_min=1e-5),
+    ]
+    cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, save_best="auto", max_keep_ckpts=2)
+
+
+def _overlay_segmentation(cfg: Config, root: Path) -> None:
+    _set(cfg.model, "num_classes", len(SEMANTIC_CLASSES))
+    cfg.model.data_preprocessor.size = CROP
+    # ADE20KDataset knows ADE20K's own classes only
+    data = dict(
+        type="BaseSegDataset",
+        data_root=f"{root}/ade/ADEChallengeData2016",
+        metainfo=dict(classes=SEMANTIC_CLASSES, palette=SEMANTIC_PALETTE),
+        img_suffix=".jpg",
+        seg_map_suffix=".png",
+        reduce_zero_label=True,
+    )
+    loaders = (
+        ("training", cfg.train_dataloader),
+        ("validation", cfg.val_dataloader),
+        ("validation", cfg.test_dataloader),
+    )
+    for split, loader in loaders:
+        loader.dataset = dict(
+            **data,
+            data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
+            pipeline=_rescaled(_innermost(loader.dataset).pipeline),
+        )
+    _small_loaders(cfg)
+    if "tta_pipeline" in cfg:
+        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
+
+    steps = 400
+    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=steps, val_interval=100)
+    cfg.optim_wrapper = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+        clip_grad=dict(max_norm=10),
+    )
+    cfg.param_scheduler = [
+        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
+        dict(type="PolyLR", power=0.9, eta_min=1e-5, by_epoch=False, begin=40, end=steps),
+    ]
+    cfg.default_hooks.checkpoint = dict(
+        type="CheckpointHook", by_epoch=False, interval=100, save_best="mIoU", max_keep_ckpts=2
+    )
+
+
+def _start_from_scratch(model: Config) -> None:
+    """No weights to start from, so batch norms learn their statistics and nothing is held back."""
+    for part in _parts(model):
+        if isinstance(part.get("init_cfg"), dict) and part.init_cfg.get("type") == "Pretrained":
+            part.init_cfg = None
+    model.pop("pretrained", None)
+    backbone = model.backbone
+    if str(backbone.type).startswith("mmcare."):
+        backbone.update(norm_eval=False, frozen_stages=-1, drop_path_rate=0.0)
+    if backbone.type == "mmcare.CARE":
+        backbone.layer_scale_init_value = 1.0  # from 1e-6 the blocks take longer to open than the whole schedule
+
+
+def _small_loaders(cfg: Config) -> None:
+    cfg.train_dataloader.update(batch_size=8, num_workers=1)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=1, num_workers=1)
+
+
+def _rescaled(pipeline: list[Any]) -> list[Any]:
+    """A pipeline with the sizes of its resizing and cropping replaced."""
+    for step in _parts(pipeline):
+        if "scale" in step:
+            step.scale = SCALE
+        if "crop_size" in step:
+            step.crop_size = CROP
+    return pipeline
+
+
+def _innermost(dataset: Config) -> Config:
+    """The data set inside wrappers such as RepeatDataset."""
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _set(node: Any, key: str, value: Any) -> None:
+    for part in _parts(node):
+        if key in part:
+            part[key] = value
+
+
+def _parts(node: Any) -> Iterator[Any]:
+    """All dicts in a config, at any depth."""
+    if isinstance(node, dict):
+        yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    for child in list(children):
+        yield from _parts(child)

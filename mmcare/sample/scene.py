@@ -1,0 +1,331 @@
+"""One picture of the sample data: a textured ground, some clutter, and shapes that overlap.
+
+Only the outline tells the classes apart. Colour, pattern, size, rotation and place are drawn independently of the
+class, so that a network has to look at form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+CLASSES: tuple[str, ...] = ("disc", "triangle", "box", "star")
+SEMANTIC_CLASSES: tuple[str, ...] = ("ground", *CLASSES)
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+_UNLABELLED = 0
+_GROUND = 1
+_SUPERSAMPLING = 4
+_PLACING_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that the sample data is made from; lengths are in pixels, ranges are (lowest, highest).
+
+    Attributes:
+        seed: The same seed gives the same bytes.
+        train_images: Number of training images, at least 2.
+        val_images: Number of validation images, at least 2.
+        empty_every: Counted back from a split's last image, each ``empty_every``-th one shows no object.
+        side: Height and width of an image.
+        area: Height times width, before the two are clipped to ``side``.
+        objects: Number of objects aimed at; one that finds no free place is left out, the first one never.
+        size: Longer side of an object's box, spread evenly on a logarithmic scale.
+        small_size: The same for the small objects.
+        small_share: Probability of an object being one of the small ones.
+        min_visible_share: An object always shows at least this share of its area.
+        min_visible_pixels: An object always shows at least so many pixels.
+        overhang: Share of an object's longer side that may, about, reach beyond the image's edge.
+        stretch: Width of a shape in one direction relative to the other, before it is rotated.
+        contrast: Distance in CIELAB between an object's colours and what surrounds it.
+        pattern_share: Probability of an object being filled with a pattern instead of one colour.
+        texture: Strength of the ground's noise at each of its scales, in grey levels.
+        decoration: Strength of the ground's stripes or blobs, in grey levels.
+        decoration_share: Probability of the ground having stripes or blobs.
+        clutter: Probability of each of two strokes that belong to no class.
+    """
+
+    seed: int = 0
+    train_images: int = 240
+    val_images: int = 60
+    empty_every: int = 20
+    side: tuple[int, int] = (96, 176)
+    area: tuple[int, int] = (118**2, 138**2)
+    objects: tuple[int, int] = (1, 6)
+    size: tuple[float, float] = (24.0, 88.0)
+    small_size: tuple[float, float] = (13.0, 20.0)
+    small_share: float = 0.12
+    min_visible_share: float = 0.45
+    min_visible_pixels: int = 36
+    overhang: float = 0.15
+    stretch: tuple[float, float] = (0.75, 1.0)
+    contrast: tuple[float, float] = (28.0, 65.0)
+    pattern_share: float = 0.8
+    texture: tuple[float, float] = (3.0, 26.0)
+    decoration: tuple[float, float] = (8.0, 28.0)
+    decoration_share: float = 0.7
+    clutter: float = 0.4
+
+    def images(self, split: Split) -> int:
+        """Number of images in ``split``."""
+        return self.train_images if split == "train" else self.val_images
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """What can be seen of one object.
+
+    Attributes:
+        kind: Index into :data:`CLASSES`.
+        mask: (H, W) bool, the visible pixels: one or more parts, none of them with a hole.
+    """
+
+    kind: int
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is true of it.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR.
+        labels: (H, W) uint8: 0 is unlabelled, ``1 + i`` is ``SEMANTIC_CLASSES[i]``.
+        objects: From the one furthest back to the one in front.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    objects: tuple[SceneObject, ...]
+
+
+def draw_scene(recipe: Recipe, split: Split, index: int) -> Scene:
+    """Draw image ``index`` (counted from 0) of ``split``; it depends on nothing but the arguments."""
+    rng = np.random.default_rng([recipe.seed, SPLITS.index(split), index])
+    canvas = _ground(rng, *_image_size(rng, recipe), recipe)
+    clutter = _draw_clutter(rng, canvas, recipe)
+
+    empty = (recipe.images(split) - 1 - index) % recipe.empty_every == 0
+    wanted = 0 if empty else int(rng.integers(recipe.objects[0], recipe.objects[1] + 1))
+    objects = _draw_objects(rng, canvas, recipe, wanted)
+
+    labels = np.where(clutter, _UNLABELLED, _GROUND).astype(np.uint8)
+    for item in objects:
+        labels[item.mask] = _GROUND + 1 + item.kind
+    return Scene(_photograph(rng, canvas), labels, objects)
+
+
+def _image_size(rng: np.random.Generator, recipe: Recipe) -> tuple[int, int]:
+    area = rng.uniform(*recipe.area)
+    aspect_ratio = np.exp(rng.uniform(-0.55, 0.55))
+    height = np.clip(np.sqrt(area / aspect_ratio), *recipe.side)
+    width = np.clip(np.sqrt(area * aspect_ratio), *recipe.side)
+    return round(float(height)), round(float(width))
+
+
+def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, wanted: int) -> tuple[SceneObject, ...]:
+    """Paint up to ``wanted`` shapes on ``canvas`` (H, W, 3), each over the ones before."""
+    owner = np.zeros(canvas.shape[:2], np.uint8)  # 0 is nobody's, i + 1 is the i-th object's
+    kinds: list[int] = []
+    whole_areas: list[float] = []
+    for _ in range(wanted):
+        # A new object may hide another one or be cut off by the image's edge, but only so far: it is tried elsewhere
+        # until what is left of every object can still be told.
+        for _ in range(_PLACING_ATTEMPTS):
+            kind = int(rng.integers(len(CLASSES)))
+            outline = _place(rng, _outline(rng, CLASSES[kind], recipe), canvas.shape[:2], recipe)
+            cover = _coverage([outline], canvas.shape[:2])
+            areas = [*whole_areas, _polygon_area(outline)]
+            trial = np.where(cover >= 0.5, np.uint8(len(areas)), owner)
+            if all(_recognizable(trial == i + 1, area, recipe) for i, area in enumerate(areas)):
+                _paint(canvas, cover, _fill(rng, canvas, cover, recipe))
+                owner, whole_areas = trial, areas
+                kinds.append(kind)
+                break
+    return tuple(SceneObject(kind, owner == i + 1) for i, kind in enumerate(kinds))
+
+
+def _recognizable(visible: np.ndarray, whole_area: float, recipe: Recipe) -> bool:
+    """Whether enough is seen of an object, and without a hole, which COCO's polygons could not express."""
+    if visible.sum() < max(recipe.min_visible_pixels, recipe.min_visible_share * whole_area):
+        return False
+    _, hierarchy = cv2.findContours(visible.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return bool((hierarchy[0, :, 3] < 0).all())
+
+
+# Outlines: (N, 2) float arrays of x, y; pixel (row, column) covers x from column to column + 1, y from row to row + 1.
+
+
+def _outline(rng: np.random.Generator, kind: str, recipe: Recipe) -> np.ndarray:
+    """The outline of a shape about the origin, stretched a little and rotated, of any size."""
+    if kind == "star":
+        points = _circle(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
+    else:
+        points = _circle({"disc": 48, "triangle": 3, "box": 4}[kind])
+    if kind == "box":
+        points = _rotated(points, np.pi / 4)  # so that stretching makes a rectangle of it, not a rhombus
+    return _rotated(points * [1.0, rng.uniform(*recipe.stretch)], rng.uniform(0, 2 * np.pi))
+
+
+def _circle(corners: int) -> np.ndarray:
+    angle = 2 * np.pi * np.arange(corners) / corners
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _rotated(points: np.ndarray, angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _place(rng: np.random.Generator, outline: np.ndarray, shape: tuple[int, int], recipe: Recipe) -> np.ndarray:
+    """Give ``outline`` a size, and a place in an image of ``shape`` (H, W), beyond whose edge it may reach a little."""
+    small = rng.random() < recipe.small_share
+    size = np.exp(rng.uniform(*np.log(recipe.small_size if small else recipe.size)))
+    size = min(size, 0.8 * min(shape))
+    margin = (0.5 - recipe.overhang) * size
+    centre = rng.uniform([margin, margin], [shape[1] - margin, shape[0] - margin])
+    return outline * (size / np.ptp(outline, axis=0).max()) + centre
+
+
+def _polygon_area(outline: np.ndarray) -> float:
+    x, y = outline.T
+    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+
+
+def _coverage(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Share of each pixel that the outlines cover together: (H, W) float32 from 0 to 1."""
+    height, width = shape
+    fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.float32)
+    for outline in outlines:
+        # OpenCV puts whole numbers at the centres of pixels, and here they are at the corners.
+        cv2.fillPoly(fine, [np.round(outline * _SUPERSAMPLING - 0.5).astype(np.int32)], 1.0)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+
+
+# Colours and textures: float32 BGR from 0 to 255.
+
+
+def _ground(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -> np.ndarray:
+    """A background (H, W, 3): a gradient, noise at several scales, and perhaps stripes or soft blobs."""
+    shape = (height, width)
+    first = rng.uniform(40, 215, 3)
+    second = np.clip(first + rng.uniform(-70, 70, 3), 20, 235)
+    ramp = _along(rng.uniform(0, 2 * np.pi), shape)
+    ramp = (ramp - ramp.min()) / np.ptp(ramp)
+    canvas = first + (second - first) * ramp[..., None]
+    for cell in (48, 20, 9, 4):
+        canvas += _noise(rng, shape, cell)[..., None] * rng.uniform(*recipe.texture) * _tint(rng)
+    if rng.random() < recipe.decoration_share:
+        if rng.random() < 0.5:
+            decoration = _stripes(rng, shape, period=rng.uniform(6, 30))
+        else:
+            decoration = np.clip(_noise(rng, shape, cell=int(rng.integers(14, 34))) * 4, -1, 1)  # blobs
+        canvas += decoration[..., None] * rng.uniform(*recipe.decoration) * _tint(rng)
+    return np.clip(canvas, 0, 255).astype(np.float32)
+
+
+def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Paint bent strokes, which belong to no class, on ``canvas`` and return their mask (H, W)."""
+    shape = canvas.shape[:2]
+    mask = np.zeros(shape, bool)
+    for _ in range(2):
+        if rng.random() >= recipe.clutter:
+            continue
+        start, bend, end = rng.uniform([0, 0], [shape[1], shape[0]], (3, 2))
+        t = np.linspace(0, 1, 33)[:, None]
+        spine = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+        radius = rng.uniform(1.5, 4.5)
+        cover = _coverage([_circle(12) * radius + point for point in _resampled(spine, spacing=1.0)], shape)
+        _paint(canvas, cover, _fill(rng, canvas, cover, recipe))
+        mask |= cover >= 0.5
+    return mask
+
+
+def _resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
+    """Points on ``curve`` (N, 2) at equal distances of about ``spacing``."""
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
+    at = np.linspace(0, length[-1], max(2, int(length[-1] / spacing)))
+    return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """A patterned filling (H, W, 3), in two colours that stand out from what is around ``cover`` on ``canvas``."""
+    inside = (cover > 0).astype(np.uint8)
+    around = cv2.dilate(inside, np.ones((7, 7), np.uint8)) > inside
+    first, second = _contrasting_colours(rng, canvas[around], recipe.contrast)
+    shape = cover.shape
+    period = max(5.0, np.sqrt(cover.sum()) * rng.uniform(0.2, 0.5))
+    mix = _pattern(rng, shape, period) if rng.random() < recipe.pattern_share else np.zeros(shape)
+    filling = first + (second - first) * mix[..., None]
+    return filling + _noise(rng, shape, cell=3)[..., None] * rng.uniform(2, 14)
+
+
+def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray:
+    """A pattern (H, W) from 0 to 1: stripes, checks, soft shading or marble."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return _stripes(rng, shape, period) > 0
+    if kind == 1:
+        return (_stripes(rng, shape, period) > 0) ^ (_stripes(rng, shape, period) > 0)
+    if kind == 2:
+        return _stripes(rng, shape, 3 * period) / 2 + 0.5
+    return np.clip(_noise(rng, shape, cell=round(period)) + 0.5, 0, 1)
+
+
+def _contrasting_colours(
+    rng: np.random.Generator, around: np.ndarray, contrast: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours, each at about a distance drawn from ``contrast`` from nearly all of the pixels ``around`` (N, 3)."""
+    candidates = rng.uniform(15, 240, (64, 3)).astype(np.float32)
+    candidates_lab = _lab(candidates)
+    around = around[:: max(1, len(around) // 64)]
+    distances = np.linalg.norm(candidates_lab[:, None] - _lab(around)[None], axis=2)
+    distance = np.quantile(distances, 0.1, axis=1)
+    first = int(np.argmin(np.abs(distance - rng.uniform(*contrast))))
+    from_first = np.linalg.norm(candidates_lab - candidates_lab[first], axis=1)
+    second = int(np.argmin(np.abs(from_first - 30) + np.maximum(0, distance[first] - distance) * 4))
+    return candidates[first], candidates[second]
+
+
+def _lab(colours: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(colours[None] / np.float32(255), cv2.COLOR_BGR2LAB)[0]
+
+
+def _paint(canvas: np.ndarray, cover: np.ndarray, filling: np.ndarray) -> None:
+    canvas += (filling - canvas) * cover[..., None]
+
+
+def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Blur ``canvas`` as a lens does and add a sensor's noise: uint8 of the same shape."""
+    blurred = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.8))
+    noisy = blurred + rng.normal(0, rng.uniform(1, 6), canvas.shape)
+    return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
+
+
+def _tint(rng: np.random.Generator) -> np.ndarray:
+    """How strongly a texture acts on blue, green and red."""
+    return rng.uniform(-0.2, 1.0, 3)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> np.ndarray:
+    """Smooth noise (H, W) from about -1 to 1 whose bumps are about ``cell`` wide."""
+    height, width = shape
+    grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2))
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _stripes(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray:
+    """A sine wave (H, W) from -1 to 1 in a random direction."""
+    return np.sin(_along(rng.uniform(0, np.pi), shape) * (2 * np.pi / period) + rng.uniform(0, 2 * np.pi))
+
+
+def _along(angle: float, shape: tuple[int, int]) -> np.ndarray:
+    """How far each pixel (H, W) lies in the direction of ``angle``."""
+    y, x = np.indices(shape)
+    return x * np.cos(angle) + y * np.sin(angle)

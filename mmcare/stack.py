@@ -1,0 +1,246 @@
+"""Diagnosis of the packages that mmcare runs on: ``python -m mmcare.stack``.
+
+Two families of distributions provide the same import packages: OpenMMLab's originals and their maintained successors,
+called ``onedl-…``. pip takes them for strangers, installs both, and one overwrites the other's files. A second trap is
+mmcv, which installs without its compiled operators when it is built where torch is out of sight. Both come to light as
+an import error deep inside a package that is not at fault. This module says what is wrong and how to mend it.
+
+Packages of both families beside each other work, as long as each import package comes from one of them and keeps within
+the bounds that the others state: that is not reported.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+from .errors import UserError
+
+# What the tests run on, as the requirements files pin it: the distribution of each import package.
+FAMILIES = {
+    "original": {
+        "mmengine": "mmengine==0.10.7",
+        "mmcv": "mmcv==2.1.0",
+        "mmdet": "mmdet==3.3.0",
+        "mmseg": "mmsegmentation==1.2.2",
+    },
+    "onedl": {
+        "mmengine": "onedl-mmengine==0.10.12",
+        "mmcv": "onedl-mmcv==2.3.6",
+        "mmdet": "onedl-mmdetection==3.5.1",
+        "mmseg": "onedl-mmsegmentation==1.4.2",
+    },
+}
+# Since 2.6 torch.load runs no code of a checkpoint's unless told to.
+TORCH = "torch>=2.6"
+# What compiling mmcv needs to find installed; setuptools 81 no longer has the pkg_resources that mmcv's build imports.
+BUILD_TOOLS = ("setuptools>=77,<81", "wheel", "ninja", "psutil")
+
+# Other distributions that bring one of the import packages, and those among them that do not serve.
+_LOOKALIKES = {"mmengine": ["mmengine-lite"], "mmcv": ["mmcv-lite", "mmcv-full"], "mmseg": ["mmseg"]}
+_UNFIT = {
+    "mmcv-lite": "is mmcv without its compiled operators",
+    "mmcv-full": "is mmcv 1, from before mmengine",
+    "mmseg": "is a splitter of Chinese words and not MMSegmentation",
+}
+# The module whose import shows that all of a package is there: mmcv and mmseg load parts of theirs only when asked.
+_PROOFS = {"torch": "torch", "mmengine": "mmengine", "mmcv": "mmcv.ops", "mmdet": "mmdet", "mmseg": "mmseg.utils"}
+_OPTIONAL = ("mmdet", "mmseg")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    what: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: run `{self.command}`"
+
+
+def check_stack(needs: Sequence[str] = ()) -> None:
+    """Make sure that torch, mmengine and mmcv are installed, work, and fit each other.
+
+    Args:
+        needs: What is needed besides: ``"mmdet"``, ``"mmseg"`` or both.
+
+    Raises:
+        UserError: One sentence that says what is wrong first of all, and the command that mends it.
+    """
+    for problem in _problems(needs).values():
+        raise UserError(str(problem))
+
+
+def report() -> str:
+    """Return a table of the packages: import name, distribution, version and status."""
+    problems = _problems(_optional_present())
+    rows = [("package", "distribution", "version", "status")]
+    for package in _PROOFS:
+        if package in problems:
+            status = problems[package].what
+        elif package in _OPTIONAL and not _present(package):
+            status = "not installed, only its own configs need it"
+        else:
+            status = "ok"
+        rows += [(package, name, version, status) for name, version in (_distributions(package) or {"-": "-"}).items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join((*map(str.ljust, row, widths), row[3])) for row in rows)
+
+
+def main() -> int:
+    """Print the report and a verdict; return the exit status."""
+    print(report())
+    try:
+        check_stack(_optional_present())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("The installation is sound.")
+    return 0
+
+
+def _problems(needs: Sequence[str]) -> dict[str, _Problem]:
+    """Return the first problem of each package that has one, causes ahead of what they cause."""
+    packages = ("torch", "mmengine", "mmcv", *needs)
+    absent = [package for package in packages[1:] if not _distributions(package) and not _present(package)]
+    doubled = [package for package in packages if len(_distributions(package)) > 1]
+    problems = {}
+    if torch_problem := _problem_of("torch"):  # ahead of all, as compiling mmcv needs it
+        problems["torch"] = torch_problem
+    if doubled:
+        problems |= dict.fromkeys(doubled, _doubled_problem(doubled))
+    if absent:
+        problems |= dict.fromkeys(absent, _absent_problem(absent))
+    for package in packages:
+        if package not in problems and (problem := _problem_of(package)):
+            problems[package] = problem
+    return problems
+
+
+def _doubled_problem(packages: Sequence[str]) -> _Problem:
+    # Uninstalling one of two takes files of the other along: all of them go, and one is installed anew.
+    names = [name for package in packages for name in _distributions(package)]
+    return _Problem(
+        f"{' and '.join(names)} are installed side by side and overwrite each other's files",
+        f"pip uninstall -y {' '.join(names)} && {_reinstall(*packages)}",
+    )
+
+
+def _absent_problem(packages: Sequence[str]) -> _Problem:
+    verb = "is" if len(packages) == 1 else "are"
+    return _Problem(f"{' and '.join(packages)} {verb} not installed", _install(*map(_wanted, packages)))
+
+
+def _problem_of(package: str) -> _Problem | None:
+    """Return what is wrong with a package that is installed once or not at all, from the plainest cause on."""
+    name, version = next(iter(_distributions(package).items()), (package, None))
+    if name in _UNFIT:
+        return _Problem(f"{name} {_UNFIT[name]}", f"pip uninstall -y {name} && {_install(_wanted(package))}")
+    if not _present(package):
+        if version is None:
+            return _absent_problem([package])
+        return _Problem(f"{name} {version} is registered but its files are gone", _reinstall(package))
+    if package == "torch" and version and not _satisfies(version, TORCH.removeprefix("torch")):
+        return _Problem(f"torch {version} is too old for mmcare", _install(TORCH))
+    return _bounds_problem(package) or _import_problem(package)
+
+
+def _bounds_problem(package: str) -> _Problem | None:
+    """Hold mmengine and mmcv against the bounds that mmdet and mmseg assert in their ``__init__.py``.
+
+    They are read there, and not from a list of ours, so as to be right for every release and for a copy that its owner
+    has edited.
+    """
+    source = Path(importlib.util.find_spec(package).origin).read_text(encoding="utf-8")
+    for base in ("mmengine", "mmcv"):
+        lowest, limit = (re.search(rf"(?im)^{base}_{end}\w* = '(.+)'$", source) for end in ("min", "max"))
+        for name, version in _distributions(base).items():
+            if lowest and limit and not _satisfies(version, bounds := f">={lowest[1]},<{limit[1]}"):
+                # Both packages that state bounds are of the original family; the successors state none.
+                original = FAMILIES["original"][base].partition("==")[0]
+                removal = "" if name == original else f"pip uninstall -y {name} && "
+                return _Problem(
+                    f"{package} takes {base} from {lowest[1]} to below {limit[1]}, but {name} {version} is installed",
+                    removal + _install(original + bounds),
+                )
+    return None
+
+
+def _import_problem(package: str) -> _Problem | None:
+    try:
+        importlib.import_module(_PROOFS[package])
+    except Exception as error:  # from AssertionError to OSError: a package of the wrong version raises anything
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else package
+    else:
+        return None
+    if package == "mmcv" and "_ext" in reason:
+        # The wheel in pip's cache goes too, or the next installation would take the same one.
+        return _Problem(
+            f"the compiled operators of mmcv are missing or were compiled for another torch ({reason})",
+            f"pip cache remove {_wanted(package).partition('==')[0].replace('-', '_')}; {_reinstall(package)}",
+        )
+    if missing in ("ftfy", "regex"):  # mmsegmentation does not list these two among its dependencies
+        return _Problem(f"{package} cannot be imported without {missing}", _install("ftfy", "regex"))
+    if missing != package:  # pip leaves the package as it is and installs those of its dependencies that are missing
+        return _Problem(f"{package} cannot be imported without {missing}", _install(_wanted(package)))
+    return _Problem(f"{package} cannot be imported ({reason})", _reinstall(package))
+
+
+def _reinstall(*packages: str) -> str:
+    return _install("--force-reinstall", "--no-deps", *map(_wanted, packages))
+
+
+def _install(*arguments: str) -> str:
+    if not any(re.match(r"(onedl-)?mmcv\b", argument) for argument in arguments):
+        return shlex.join(("pip", "install", *arguments))
+    tools = shlex.join(("pip", "install", *BUILD_TOOLS))
+    return f"{tools} && {shlex.join(('pip', 'install', '--no-build-isolation', *arguments))}"
+
+
+def _wanted(package: str) -> str:
+    """Return the requirement to install: the release of the family in use that is there already, or the tested one."""
+    tested = TORCH if package == "torch" else FAMILIES[_family()][package]
+    name = re.match(r"[\w-]+", tested)[0]
+    version = _distributions(package).get(name)
+    return f"{name}=={version.partition('+')[0]}" if version else tested
+
+
+def _family() -> str:
+    """Return the family that most of what is installed belongs to, the original one if neither does."""
+    names = [name for package in FAMILIES["original"] for name in _distributions(package)]
+    return "onedl" if 2 * sum(name.startswith("onedl-") for name in names) > len(names) else "original"
+
+
+def _distributions(package: str) -> dict[str, str]:
+    """Return the installed distributions that provide an import package, with their versions."""
+    names = [family[package].partition("==")[0] for family in FAMILIES.values() if package in family] or [package]
+    found = {}
+    for name in (*names, *_LOOKALIKES.get(package, ())):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _present(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder that uninstalling left behind has no origin
+
+
+def _optional_present() -> list[str]:
+    return [package for package in _OPTIONAL if _distributions(package) or _present(package)]
+
+
+def _satisfies(version: str, bounds: str) -> bool:
+    return SpecifierSet(bounds).contains(version, prereleases=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

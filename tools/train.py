@@ -1,0 +1,92 @@
+"""Train a detector or a segmentor: ``python tools/train.py CONFIG``, with MMDetection's options."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmcare.cli import build_runner, check_checkpoint, config_parser, load_config, run
+from mmcare.errors import UserError
+from mmcare.preflight import check_inputs
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args() -> Namespace:
+    parser = config_parser("Train a detector or a segmentor.")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision (on a CPU: in bfloat16)")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from this checkpoint; without a path, from the latest one in the work folder",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
+    if args.auto_scale_lr:
+        scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    if cfg.get("load_from"):
+        check_checkpoint(cfg.load_from)
+    refuse_overwriting(cfg)
+    check_inputs(cfg, splits=("train", "val"), weights=True)
+    if args.amp:
+        enable_amp(cfg)
+    build_runner(cfg, require_all=cfg.get("resume", False)).train()
+
+
+def scale_lr(cfg: Config) -> None:
+    if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
+        raise UserError(
+            f"--auto-scale-lr needs auto_scale_lr = dict(enable=False, base_batch_size=…) in {cfg.filename}, the batch "
+            "size that its learning rate was chosen for"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def refuse_overwriting(cfg: Config) -> None:
+    """Refuses a work folder with checkpoints of another training: this one would write epoch_1.pth over theirs."""
+    folder = Path(cfg.work_dir)
+    resumed_here = cfg.get("resume") and (not cfg.load_from or Path(cfg.load_from).resolve().parent == folder.resolve())
+    checkpoints = sorted(path.name for path in folder.glob("*.pth"))
+    if checkpoints and not resumed_here:
+        raise UserError(
+            f"{folder} already holds checkpoints ({checkpoints[0]}…) that this training would overwrite: continue that "
+            "training with --resume, or give another --work-dir"
+        )
+
+
+def enable_amp(cfg: Config) -> None:
+    from mmengine.device import get_device
+
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get("type", "OptimWrapper")
+    kind = getattr(kind, "__name__", kind)  # MMEngine's pure Python configs name classes themselves
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise UserError(f"--amp replaces an OptimWrapper, and {cfg.filename} has a {kind}: remove one of the two")
+    device = get_device()
+    if device == "cpu":
+        wrapper.type = "mmcare.amp.CpuAmpOptimWrapper"
+        for option in ("loss_scale", "dtype"):
+            wrapper.pop(option, None)
+    elif device == "mps":
+        raise UserError("--amp: MMEngine has no mixed precision for Apple's GPUs, leave it out")
+    elif kind == "OptimWrapper":
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.loss_scale = "dynamic"
+
+
+if __name__ == "__main__":
+    run(main)
