@@ -19,8 +19,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
-from mmengine.dist import barrier
+from mmengine.dist import barrier, master_only
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ _AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema")
 _MMENGINE_EMA_KEY = "ema_state_dict"
 
 
-# -- reading --------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -82,7 +81,15 @@ def _harmless_classes() -> list[Any]:
         for name in ("scalar", "_reconstruct")
         for module in ("numpy.core", "numpy._core")  # NumPy 1's and NumPy 2's name of the same function
     ]
+    aliased += [(_history_statistic, f"{module}.getattr") for module in ("builtins", "__builtin__")]
     return [HistoryBuffer, argparse.Namespace, np.ndarray, np.dtype, *dict.fromkeys(dtypes), *aliased]
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``, by which a pickled HistoryBuffer names its methods, and looks up nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr")
+    return getattr(owner, name)
 
 
 def _local_file(path: str | Path) -> Path:
@@ -108,8 +115,9 @@ def _download(url: str) -> Path:
             try:
                 torch.hub.download_url_to_file(url, str(target))
             except OSError as error:
-                raise UserError(f"{url} could not be downloaded ({error}): download it yourself and give the file's "
-                                "path") from None
+                raise UserError(
+                    f"{url} could not be downloaded ({error}): download it yourself and give the file's path"
+                ) from None
 
     fetch()
     barrier()
@@ -126,8 +134,9 @@ def _first_bytes(path: Path) -> bytes:
         raise UserError(f"{path} is empty: get the file again")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise UserError(f"{path} is a web page, not a checkpoint: download the file itself, not the page that links "
-                        "to it")
+        raise UserError(
+            f"{path} is a web page, not a checkpoint: download the file itself, not the page that links to it"
+        )
     if text.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the checkpoint itself: fetch it with `git lfs pull`")
     if not _is_safetensors(head) and _is_text(head):
@@ -159,14 +168,18 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
 def _refusal(path: Path, message: str) -> str:
     found = re.search(r"(?:GLOBAL|class|import)\s+([\w.]+\.[\w.]+)", message)
     if found:
-        return (f"{path} asks to load {found[1]}, which is not weights and could run code, so it was not opened: get "
-                "a checkpoint that holds weights only, from people you trust")
-    return (f"{path} is not a checkpoint of weights, or is damaged "
-            f"({message.strip().splitlines()[0][:120] if message.strip() else 'it cannot be unpickled'}): get the "
-            "file again")
+        return (
+            f"{path} asks to load {found[1]}, which is not weights and could run code, so it was not opened: get "
+            "a checkpoint that holds weights only, from people you trust"
+        )
+    return (
+        f"{path} is not a checkpoint of weights, or is damaged "
+        f"({message.strip().splitlines()[0][:120] if message.strip() else 'it cannot be unpickled'}): get the "
+        "file again"
+    )
 
 
-# -- weights in a checkpoint ----------------------------------------------------------------------------------------------
+# -- weights in a checkpoint ---------------------------------------------------------------------------------------
 
 
 def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) -> tuple[dict[str, Tensor], str]:
@@ -185,11 +198,13 @@ def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) ->
         UserError: the file does not have the weights asked for, or none at all.
     """
     if weights not in (None, "ema", "raw"):
-        raise UserError(f"weights={weights!r} is not possible: choose \"ema\", \"raw\" or None")
+        raise UserError(f'weights={weights!r} is not possible: choose "ema", "raw" or None')
     entries = _weight_entries(checkpoint)
     if not entries:
-        raise UserError("the checkpoint holds no named weights: none of its entries is one of "
-                        f"{', '.join((*_RAW_KEYS, *_AVERAGED_KEYS))} or a tensor")
+        raise UserError(
+            "the checkpoint holds no named weights: none of its entries is one of "
+            f"{', '.join((*_RAW_KEYS, *_AVERAGED_KEYS))} or a tensor"
+        )
     kinds = [kind for kind, _ in entries.values()]
     if weights is not None and weights not in kinds:
         has, asked = ("raw", "averaged (EMA)") if weights == "ema" else ("averaged (EMA)", "raw")
@@ -199,7 +214,7 @@ def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) ->
     where = f"the {'averaged (EMA)' if kind == 'ema' else 'raw'} weights" + (f" under {key!r}" if key else "")
     others = [repr(other) for other in entries if other != key]
     if others:
-        where += f" (the file also has {', '.join(others)}: choose with weights=\"ema\" or weights=\"raw\")"
+        where += f' (the file also has {", ".join(others)}: choose with weights="ema" or weights="raw")'
     return _without_module_prefix(state), where
 
 
@@ -252,7 +267,9 @@ def load_pretrained(
     unused = [name for name in state if name not in own]
     print_log(f"{model}: took {which} of {checkpoint}", logger="current")
     if missing:
-        print_log(f"{model}: not in {checkpoint}, left at their start: {list_names(missing)}", "current", logging.WARNING)
+        print_log(
+            f"{model}: not in {checkpoint}, left at their start: {list_names(missing)}", "current", logging.WARNING
+        )
     if unused:
         print_log(f"{model}: in {checkpoint} but not used: {list_names(unused)}", logger="current")
 
@@ -283,18 +300,24 @@ def check_fit(
     common = [name for name in model if name in state]
     if not common:
         examples = list_names(list(state), 3) if state else "nothing"
-        raise UserError(f"{source} does not fit {target}: not one of its weights ({examples}) has a name of the "
-                        "model's; is it another network's?")
+        raise UserError(
+            f"{source} does not fit {target}: not one of its weights ({examples}) has a name of the "
+            "model's; is it another network's?"
+        )
     differing = [name for name in common if model[name].shape != state[name].shape]
     if differing:
         name = differing[0]
-        raise UserError(f"{source} does not fit {target}: {len(differing)} of its weights have other shapes, such as "
-                        f"{name}, {tuple(state[name].shape)} in the file but {tuple(model[name].shape)} in the model; "
-                        "is it another arch's, or for another number of classes?")
+        raise UserError(
+            f"{source} does not fit {target}: {len(differing)} of its weights have other shapes, such as "
+            f"{name}, {tuple(state[name].shape)} in the file but {tuple(model[name].shape)} in the model; "
+            "is it another arch's, or for another number of classes?"
+        )
     missing = [name for name in model if name not in state and not name.endswith("num_batches_tracked")]
     if require_all and missing:
-        raise UserError(f"{source} does not fit {target}: it lacks {len(missing)} of the model's weights: "
-                        f"{list_names(missing, 3)}; is it another model's?")
+        raise UserError(
+            f"{source} does not fit {target}: it lacks {len(missing)} of the model's weights: "
+            f"{list_names(missing, 3)}; is it another model's?"
+        )
 
 
 def list_names(names: list[str], most: int = 8) -> str:
@@ -303,7 +326,7 @@ def list_names(names: list[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-# -- MMEngine's loading ---------------------------------------------------------------------------------------------------
+# -- MMEngine's loading --------------------------------------------------------------------------------------------
 
 
 def guard_checkpoint_loading() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,23 +26,32 @@ TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 """The task of a config, by its ``default_scope``."""
 
 _LAUNCHERS = {
-    "pytorch": ("torchrun", "RANK", "LOCAL_RANK"),
-    "slurm": ("srun", "SLURM_PROCID", "SLURM_LOCALID"),
-    "mpi": ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "pytorch": ("torchrun", "RANK"),
+    "slurm": ("srun", "SLURM_PROCID"),
+    "mpi": ("mpirun", "OMPI_COMM_WORLD_RANK"),
 }
-"""For each of ``--launcher``: the program that starts the processes, and how it tells each its rank."""
+"""For each of ``--launcher``: the program that starts the processes, and the variable that tells each its rank."""
+
+_PATIENCE = 15
+"""Seconds for which a process of a distributed run leaves it to the first one to tell what is wrong."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool. A mistake of the user's ends it with one sentence and exit status 2; a bug keeps its stack trace."""
+    """Runs a tool. A mistake of the user's ends it with one sentence and exit status 2; a bug keeps its stack trace.
+
+    In a distributed run the first process tells it, for all. The others wait for their end, which their launcher brings
+    as soon as the first has ended; if they went before it, the launcher would end it before it could speak. One that
+    still lives after that has a trouble of its own, such as a file missing on its machine, and tells it.
+    """
     try:
         main()
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        if _is_first_on_machine():
-            print(f"error: {sentence}", file=sys.stderr)
+        if any(os.environ.get(rank, "0") != "0" for _, rank in _LAUNCHERS.values()):
+            time.sleep(_PATIENCE)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -63,11 +73,6 @@ def _first_sentence(error: Exception) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text has quotes
     text = " ".join(str(text).split())
     return text.partition(". ")[0][:300] or type(error).__name__
-
-
-def _is_first_on_machine() -> bool:
-    """Of a distributed run, one process on each machine speaks: a file may be missing on one machine only."""
-    return all(os.environ.get(local_rank, "0") == "0" for _, _, local_rank in _LAUNCHERS.values())
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,7 +155,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
 def _check_launcher(args: argparse.Namespace) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.launcher != "none":
-        program, rank, _ = _LAUNCHERS[args.launcher]
+        program, rank = _LAUNCHERS[args.launcher]
         if rank not in os.environ:
             raise UserError(f"--launcher {args.launcher} is for processes that {program} starts: start it with that")
 
@@ -193,18 +198,24 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
         require_all: whether a checkpoint must hold every weight of the model, as for testing and resuming.
 
     Raises:
-        UserError: the work folder cannot be made, or the model cannot be built as the config says.
+        UserError: the run cannot be distributed here, the work folder cannot be made, or the model cannot be built as
+            the config says.
     """
+    from mmengine.device import get_device
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
     from .checkpoint import guard_checkpoint_loading
 
+    if cfg.launcher != "none" and get_device() == "cpu":
+        raise UserError(f"--launcher {cfg.launcher} needs GPUs, and this machine has none that torch can use")
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"the work folder {cfg.work_dir} cannot be made: {error.strerror}") from error
     guard_checkpoint_loading()
     fit = dict(type="mmcare.CheckpointFitHook", require_all=require_all)
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), fit]
+    # A config that an earlier run wrote to its work folder has that run's hook already.
+    others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != fit["type"]]
+    cfg.custom_hooks = [*others, fit]
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from .checkpoint import check_fit, list_names
@@ -35,7 +35,9 @@ class CheckpointFitHook(Hook):
         Raises:
             UserError: the checkpoint does not fit.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         state = dict(checkpoint["state_dict"])
         for name, module in model.named_modules():
             if isinstance(module, PyramidBackbone):

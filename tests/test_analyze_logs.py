@@ -66,7 +66,9 @@ def test_table_and_picture(tmp_path):
 
 def test_resumed_runs_are_joined_and_replace_what_they_repeat(tool, tmp_path):
     write_run(tmp_path, "20260101_000000", epoch(1, 99.0, mAP=0.99))  # another training, not resumed
-    write_run(tmp_path, "20260102_000000", [*epoch(1, 3.0, mAP=0.1), *epoch(2, 50.0, mAP=0.5)])
+    write_run(
+        tmp_path, "20260102_000000", [*epoch(1, 3.0, mAP=0.1), *epoch(2, 50.0, mAP=0.5), *epoch(3, 50.0, mAP=0.5)]
+    )
     write_run(tmp_path, "20260103_000000", epoch(2, 2.0, mAP=0.2), resume=True)
     write_run(tmp_path, "20260104_000000", [])  # a test run
     curves = tool.read_curves(tmp_path)
@@ -76,11 +78,11 @@ def test_resumed_runs_are_joined_and_replace_what_they_repeat(tool, tmp_path):
 
 
 def test_the_newest_training_is_not_joined_with_what_it_did_not_resume(tool, tmp_path):
-    write_run(tmp_path, "20260101_000000", [*epoch(1, 3.0, mAP=0.1), *epoch(2, 3.0, mAP=0.1)])
-    write_run(tmp_path, "20260102_000000", epoch(1, 2.0, mAP=0.2))
+    write_run(tmp_path, "20260101_000000", [train(10, 3.0), train(20, 3.0), val(20, mIoU=10.0)])
+    write_run(tmp_path, "20260102_000000", [train(50, 2.0), val(50, mIoU=20.0)])
     curves = tool.read_curves(tmp_path)
-    assert curves.loss == {1: 2.0, 2: 2.0}
-    assert curves.metric("mAP") == {1: 0.2}
+    assert curves.loss == {50: 2.0}
+    assert curves.metric("mIoU") == {50: 20.0}
 
 
 def test_iteration_based_training(tool, tmp_path):

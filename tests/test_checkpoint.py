@@ -9,11 +9,11 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import reference
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 
-import reference
 from mmcare import CARE, UserError
 from mmcare.checkpoint import guard_checkpoint_loading, read_checkpoint, select_weights
 
@@ -96,16 +96,17 @@ def test_own_checkpoint_round_trip(tmp_path):
         (lambda raw, ema: {"state_dict": ema, "ema_state_dict": prefixed(raw, "module.")}, "ema"),
     ],
 )
-def test_raw_and_averaged_weights_can_be_chosen(file, default, tmp_path, capfd):
+def test_raw_and_averaged_weights_can_be_chosen(file, default, tmp_path, log):
     torch.save(file(CARE_STATE, averaged(CARE_STATE)), tmp_path / "both.pth")
     bias = {"raw": CARE_STATE["stem.0.bias"], "ema": CARE_STATE["stem.0.bias"] + 1}
     for asked in (None, "raw", "ema"):
         model = load("CARE", "s0", tmp_path / "both.pth", **({} if asked is None else {"weights": asked}))
         taken = asked or default
         torch.testing.assert_close(model.stem.conv.bias.data, bias[taken])
-        log = "".join(capfd.readouterr())
-        assert ("averaged (EMA) weights under" if taken == "ema" else "raw weights under") in log
-        assert 'weights="ema"' in log
+        said = "\n".join(log)
+        log.clear()
+        assert ("averaged (EMA) weights under" if taken == "ema" else "raw weights under") in said
+        assert 'weights="ema"' in said
 
 
 def test_asking_for_weights_that_are_not_there(tmp_path):
@@ -116,15 +117,15 @@ def test_asking_for_weights_that_are_not_there(tmp_path):
         load("CARE", "s0", tmp_path / "raw.pth", weights="best")
 
 
-def test_what_was_not_found_and_not_used_is_logged(tmp_path, capfd):
+def test_what_was_not_found_and_not_used_is_logged(tmp_path, log):
     state = reference.weights("CASViT", "xs", "classifier")
     torch.save({"model": state}, tmp_path / "imagenet.pth")
     model = load("CASViT", "xs", tmp_path / "imagenet.pth")
     assert (model.out_norms["0"].weight == 1).all()
-    log = "".join(capfd.readouterr())
-    assert "left at their start: out_norms.0.weight" in log
-    assert "not used: norm.weight" in log
-    assert "stem" not in log
+    said = "\n".join(log)
+    assert "left at their start: out_norms.0.weight" in said
+    assert "not used: norm.weight" in said
+    assert "stem" not in said
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,7 @@ for attempt in (
     assert not marker.exists()
 
 
+@pytest.mark.stack
 def test_what_trainers_leave_beside_the_weights_is_read(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = {
@@ -210,6 +212,19 @@ def test_what_trainers_leave_beside_the_weights_is_read(tmp_path):
     assert read["message_hub"]["log_scalars"]["loss"].current() == 2.0
     assert read["meta"]["palette"].shape == (2, 3)
     assert bool(read["done"]) is True
+
+
+@pytest.mark.stack
+def test_training_histories_open_no_way_to_other_attributes(tmp_path):
+    """A HistoryBuffer names its methods through ``getattr``, which must find these and no others."""
+
+    class Reach:
+        def __reduce__(self):
+            return (getattr, (HistoryBuffer, "__init__"))
+
+    torch.save({"state_dict": CARE_STATE, "meta": Reach()}, tmp_path / "reach.pth")
+    with pytest.raises(UserError, match="getattr"):
+        read_checkpoint(tmp_path / "reach.pth")
 
 
 def test_numpy_1_and_2_names_are_both_read(tmp_path):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,6 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import reference
 from mmcare import CARE, CASViT, UserError
 
 SMALLEST = {"CARE": dict(arch="s0", layer_scale_init_value=1.0), "CASViT": dict(arch="xs")}

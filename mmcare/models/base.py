@@ -23,9 +23,7 @@ MIN_SIZE = 32
 def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = True) -> nn.Conv2d:
     """A depth-wise convolution that keeps height and width."""
     height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-    return nn.Conv2d(
-        channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias
-    )
+    return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
 
 
 class Stage(nn.Module):
@@ -47,10 +45,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                x = _checkpointed(block, x)
-            else:
-                x = block(x)
+            recompute = self.with_cp and self.training and torch.is_grad_enabled()
+            x = _checkpointed(block, x) if recompute else block(x)
         return x
 
 
@@ -70,8 +66,8 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, norm.momentum, norm.num_batches_tracked in kept:
-            pass
+        for norm, momentum, num_batches in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
 class PyramidBackbone(BaseModule):
@@ -130,15 +126,16 @@ class PyramidBackbone(BaseModule):
         self.in_channels = _integer("in_channels", in_channels, low=1)
         self.out_indices = _check_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
-            raise UserError(f"drop_path_rate={drop_path_rate!r} is not possible: give a number from 0 up to, not "
-                            "including, 1")
+            raise UserError(
+                f"drop_path_rate={drop_path_rate!r} is not possible: give a number from 0 up to, not including, 1"
+            )
         self.drop_path_rate = float(drop_path_rate)
         self.frozen_stages = _integer("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._register_load_state_dict_pre_hook(self.translate_names)
 
-    # -- arguments --------------------------------------------------------------------------------------------------
+    # -- arguments -------------------------------------------------------------------------------------------------
 
     @classmethod
     def _resolve_arch(cls, arch: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -149,8 +146,10 @@ class PyramidBackbone(BaseModule):
             return cls.arch_settings[arch.lower()], arch.lower()
         keys = list(next(iter(cls.arch_settings.values())))
         if not isinstance(arch, dict):
-            raise UserError(f"arch={arch!r} of {cls.__name__} is not possible: give one of {names}, or a dict with "
-                            f"the keys {', '.join(keys)}")
+            raise UserError(
+                f"arch={arch!r} of {cls.__name__} is not possible: give one of {names}, or a dict with "
+                f"the keys {', '.join(keys)}"
+            )
         missing = [key for key in keys if key not in arch and key not in cls.arch_defaults]
         unknown = [key for key in arch if key not in keys]
         if missing or unknown:
@@ -161,8 +160,10 @@ class PyramidBackbone(BaseModule):
         settings = {**cls.arch_defaults, **arch}
         for key, value in settings.items():
             if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != NUM_STAGES:
-                raise UserError(f"{key}={value!r} in the custom arch of {cls.__name__} is not possible: give one "
-                                f"value for each of the {NUM_STAGES} stages")
+                raise UserError(
+                    f"{key}={value!r} in the custom arch of {cls.__name__} is not possible: give one "
+                    f"value for each of the {NUM_STAGES} stages"
+                )
         for key in ("depths", "channels", "memory_channels"):
             for value in settings.get(key, ()):
                 _integer(f"{key} in the custom arch of {cls.__name__}", value, low=1)
@@ -180,7 +181,7 @@ class PyramidBackbone(BaseModule):
         rates = iter(self.drop_path_rate * i / max(total - 1, 1) for i in range(total))
         return [[next(rates) for _ in range(depth)] for depth in depths]
 
-    # -- training ---------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------------
 
     def _stage_modules(self, index: int) -> list[nn.Module]:
         """All modules that belong to one stage."""
@@ -204,7 +205,7 @@ class PyramidBackbone(BaseModule):
                     module.eval()
         return self
 
-    # -- forward ----------------------------------------------------------------------------------------------------
+    # -- forward ---------------------------------------------------------------------------------------------------
 
     def _emit(self, index: int, x: Tensor) -> Tensor:
         """The map that leaves the network for the output of stage ``index``."""
@@ -224,8 +225,10 @@ class PyramidBackbone(BaseModule):
             UserError: ``x`` has other than four dimensions, other channels, or a side shorter than 32.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
-            raise UserError(f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
-                            f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}")
+            raise UserError(
+                f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
+                f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}"
+            )
         x = self.stem(x)
         maps = {}
         for index, stage in enumerate(self.stages):
@@ -234,7 +237,7 @@ class PyramidBackbone(BaseModule):
                 maps[index] = self._emit(index, x)
         return tuple(maps[index] for index in self.out_indices)
 
-    # -- weights ----------------------------------------------------------------------------------------------------
+    # -- weights ---------------------------------------------------------------------------------------------------
 
     def init_weights(self) -> None:
         """Starts from the authors' initialization and, if ``init_cfg`` says so, loads a checkpoint on top."""
@@ -258,7 +261,7 @@ class PyramidBackbone(BaseModule):
         return name
 
     def translate_names(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        """Renames, in place, the authors' parameter names below ``prefix``: run before any loading, a detector's too."""
+        """Renames, in place, the authors' parameter names below ``prefix``, before any loading."""
         for name in [name for name in state_dict if name.startswith(prefix)]:
             translated = prefix + self.translate_name(name[len(prefix) :])
             if translated != name:

@@ -235,14 +235,14 @@ class CARE(PyramidBackbone):
         with_cp: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(
-            arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg
-        )
+        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg)
         memory, ratios, heads = (self.arch[key] for key in ("memory_channels", "ratios", "head_channels"))
         for channels, head in zip(memory, heads, strict=True):
             if head is not None and channels % head:
-                raise UserError(f"head_channels={head} in the custom arch of CARE does not divide the stage's "
-                                f"memory_channels={channels}")
+                raise UserError(
+                    f"head_channels={head} in the custom arch of CARE does not divide the stage's "
+                    f"memory_channels={channels}"
+                )
         rates = self._drop_path_rates()
         self.stem = nn.Sequential(
             OrderedDict(conv=nn.Conv2d(in_channels, 4 * memory[0], 4, stride=4), norm=nn.BatchNorm2d(4 * memory[0]))
@@ -251,7 +251,9 @@ class CARE(PyramidBackbone):
         for i in range(self.built_stages):
             last_stage = i == len(memory) - 1
             blocks = [
-                Block(memory[i], ratios[i], heads[i], rate, layer_scale_init_value, last_stage and j + 1 == len(rates[i]))
+                Block(
+                    memory[i], ratios[i], heads[i], rate, layer_scale_init_value, last_stage and j + 1 == len(rates[i])
+                )
                 for j, rate in enumerate(rates[i])
             ]
             downsample = (

@@ -210,9 +210,7 @@ class CASViT(PyramidBackbone):
         with_cp: bool = False,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(
-            arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg
-        )
+        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg)
         widths = self.arch["channels"]
         rates = self._drop_path_rates()
         self.stem = nn.Sequential(
