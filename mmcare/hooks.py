@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from .checkpoint import check_fit, list_names
+from .checkpoint import check_fit, log_unused
 from .models.base import PyramidBackbone
 from .registry import HOOKS
 
@@ -45,6 +43,4 @@ class CheckpointFitHook(Hook):
         own = model.state_dict()
         source = str(runner._load_from or "the checkpoint")
         check_fit(own, state, source, f"the {type(model).__name__} of this config", self.require_all)
-        unused = [name for name in state if name not in own]
-        if unused:
-            print_log(f"in {source} but not used: {list_names(unused)}", "current", logging.WARNING)
+        log_unused(own, state, f"in {source}")

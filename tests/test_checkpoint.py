@@ -1,18 +1,28 @@
 """Weights come in from every format that is around, from no file that would run code, and only where they fit."""
 
 import argparse
+import copy
 import datetime
+import io
+import json
+import logging
 import pickle
 import subprocess
 import sys
+import tarfile
+import threading
 from collections import OrderedDict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import reference
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
+from safetensors.torch import save, save_file
 
 from mmcare import CARE, UserError
 from mmcare.checkpoint import guard_checkpoint_loading, read_checkpoint, select_weights
@@ -131,8 +141,8 @@ def test_what_was_not_found_and_not_used_is_logged(tmp_path, log):
 @pytest.mark.parametrize(
     ("arch", "state", "said"),
     [
-        ("s2", CARE_STATE, "does not fit CARE s2.*other shapes.*another arch"),
-        ("s0", CASVIT_STATE, "does not fit CARE s0.*not one of its weights"),
+        ("s2", CARE_STATE, "does not fit CARE s2.*other shapes.*its backbone is CARE s0"),
+        ("s0", CASVIT_STATE, "does not fit CARE s0.*not one of its weights.*its backbone is CASViT xs"),
         ("s0", {"neck.conv.weight": torch.zeros(1)}, "not one of its weights"),
     ],
 )
@@ -298,3 +308,290 @@ def test_code_in_the_metadata_of_old_checkpoints_is_dropped(tmp_path):
         assert CheckpointLoader.load_checkpoint(str(tmp_path / "old.pth"))["meta"] == {"epoch": 1}
     finally:
         CheckpointLoader._schemes = before
+
+
+# -- NumPy's part of a file --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_and_arrays_of_numpy_come_back_as_they_were(zipped, tmp_path):
+    values = [
+        np.float32(1.5),
+        np.int64(-3),
+        np.bool_(True),
+        np.complex64(1j),
+        np.str_("é"),
+        np.str_(""),
+        np.bytes_(b"a"),
+    ]
+    values += [np.arange(6.0).reshape(2, 3).T, np.array(["a", "bc"]), np.zeros((0, 3)), np.array(3.0)]
+    values += [np.arange(3, dtype=">i4")]
+    torch.save({"values": values}, tmp_path / "first.pth", _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(tmp_path / "first.pth")["values"]
+    # what was read is written and read again, as in a training that was resumed, and named as NumPy's own
+    torch.save({"values": read}, tmp_path / "again.pth", _use_new_zipfile_serialization=zipped)
+    assert b"mmcare" not in (tmp_path / "again.pth").read_bytes()
+    for again in (read, read_checkpoint(tmp_path / "again.pth")["values"], copy.deepcopy(read)):
+        for one, other in zip(again, values, strict=True):
+            assert type(one) is type(other) or isinstance(one, np.ndarray)
+            assert one.dtype.kind == other.dtype.kind
+            np.testing.assert_array_equal(one, other)
+
+
+class Forged:
+    """A NumPy object with a state of the attacker's choice."""
+
+    def __init__(self, function, args, state=None):
+        self.reduced = (function, args, state) if state is not None else (function, args)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def forged_dtype(*state):
+    return Forged(np.dtype, ("S8", False, True), (3, "|", *state))
+
+
+POINTERS = {
+    "objects": Forged(np.dtype, ("O8", False, True)),
+    "object scalar": Forged(type(np.float64(1)).__reduce__(np.float64(1))[0], (np.dtype("O"), b"A" * 8)),
+    "fields of objects": Forged(np.dtype, ([("a", "O")],)),
+    "size": Forged(np.float64(1).__reduce__()[0], (forged_dtype(None, None, None, 10**9, 1, 0), b"A" * 4)),
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("kind", POINTERS)
+def test_bytes_of_a_file_never_become_pointers(kind, tmp_path):
+    torch.save({"state_dict": CARE_STATE, "meta": POINTERS[kind]}, tmp_path / "forged.pth")
+    with pytest.raises(UserError, match=r"forged\.pth"):
+        read_checkpoint(tmp_path / "forged.pth")
+
+
+@pytest.mark.stack
+def test_fields_and_sizes_of_a_pickled_dtype_are_ignored(tmp_path):
+    fields = {"a": (np.dtype("S4"), 0)}
+    meta = [forged_dtype(None, ("a",), fields, 8, 1, 63), forged_dtype(None, None, None, -5, 1, 63)]
+    torch.save({"state_dict": CARE_STATE, "meta": meta}, tmp_path / "forged.pth")
+    for stand_in in read_checkpoint(tmp_path / "forged.pth")["meta"]:
+        assert stand_in.dtype == np.dtype("S8")
+        assert stand_in.dtype.fields is None
+
+
+# -- other formats -----------------------------------------------------------------------------------------------------
+
+
+def tar(path):
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 3
+            archive.addfile(entry, io.BytesIO(b"abc"))
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path), "is a TorchScript program"),
+        (tar, "is a tar archive"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "asks to load torch.nn.modules.linear.Linear"),
+        (lambda path: torch.save(torch.zeros(1), path), "holds a Tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit).*")
+def test_other_things_that_torch_writes_are_named(write, said, tmp_path):
+    write(tmp_path / "other.pth")
+    with pytest.raises(UserError, match=rf"other\.pth {said}") as error:
+        read_checkpoint(tmp_path / "other.pth")
+    assert "weights_only" not in str(error.value)  # torch's advice how to trust the file after all
+
+
+def small_files():
+    content = {"state_dict": {"a.weight": torch.ones(3), "b": torch.zeros(())}, "best": np.float64(1)}
+    files = []
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+        files.append(buffer.getvalue())
+    return [*files, save(content["state_dict"], {"epoch": "3"})]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(small_files()), st.data())
+def test_damage_anywhere_ends_in_one_sentence(tmp_path, content, data):
+    cut = data.draw(st.integers(1, len(content)))
+    places = data.draw(st.dictionaries(st.integers(0, cut - 1), st.integers(0, 255), max_size=3))
+    content = bytearray(content[:cut])
+    for place, value in places.items():
+        content[place] = value
+    (tmp_path / "damaged.pth").write_bytes(content)
+    try:
+        assert isinstance(read_checkpoint(tmp_path / "damaged.pth"), dict)
+    except UserError as error:
+        assert str(error).startswith(str(tmp_path))
+        assert str(error).isprintable()
+
+
+@pytest.mark.stack
+def test_safetensors_are_read_with_their_metadata(tmp_path):
+    meta = {"classes": ["cat"], "epoch": 3, "cfg": "model = dict()\n"}
+    texts = {key: json.dumps(value) for key, value in meta.items()}
+    texts |= {"format": "pt", "deep": "[" * 100_000}  # other people's, and some that would exhaust the parser
+    save_file(CARE_STATE, tmp_path / "weights.safetensors", texts)
+    for map_location in ("cpu", torch.device("cpu"), None, lambda storage, location: storage):
+        read = read_checkpoint(tmp_path / "weights.safetensors", map_location)
+        assert read["meta"] == {**meta, "format": "pt", "deep": texts["deep"]}
+        assert all(torch.equal(read["state_dict"][name], value) for name, value in CARE_STATE.items())
+    assert load("CARE", "s0", tmp_path / "weights.safetensors").stem.conv.bias[0] == CARE_STATE["stem.0.bias"][0]
+
+
+def header(text, size=None):
+    return (size or len(text)).to_bytes(8, "little") + text
+
+
+HOSTILE = {
+    "cut": lambda: save(CARE_STATE)[:-5],
+    "cut header": lambda: save(CARE_STATE)[:99],
+    "header longer than the file": lambda: header(b'{"a":{}}', 10**7),
+    "no JSON": lambda: header(b"{nonsense}"),
+    "deep": lambda: header(b'{"a":' * 10_000),
+    "no UTF-8": lambda: header(b'{"\xff\xfe":1}'),
+    "odd metadata": lambda: header(b'{"__metadata__":{"a":[1]}}'),
+    "beyond the end": lambda: header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
+    "another type": lambda: header(b'{"a":{"dtype":"OBJ","shape":[1],"data_offsets":[0,8]}}') + bytes(8),
+    "overflow": lambda: header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_damaged_and_hostile_safetensors_get_one_sentence(kind, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(HOSTILE[kind]())
+    with pytest.raises(UserError, match=r"bad\.safetensors is a damaged safetensors file") as error:
+        read_checkpoint(tmp_path / "bad.safetensors")
+    assert str(error.value).isprintable()
+
+
+# -- weights that are none ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_named_tensor_is_passed_over(tmp_path):
+    torch.save({"state_dict": {**CARE_STATE, 3: torch.zeros(1), "version": 2, "nested": {}}}, tmp_path / "odd.pth")
+    state, _ = select_weights(read_checkpoint(tmp_path / "odd.pth"))
+    assert set(state) == set(CARE_STATE)
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbered.pth")
+    with pytest.raises(UserError, match="numbered.pth: the checkpoint holds no named weights"):
+        load("CARE", "s0", tmp_path / "numbered.pth")
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, lambda value: value.to(torch.int8), lambda value: value.to("meta")]
+)
+def test_weights_that_are_no_plain_numbers_are_refused(change, tmp_path):
+    torch.save({**CARE_STATE, "stem.0.bias": change(CARE_STATE["stem.0.bias"])}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"stem\.conv\.bias is not made of plain floating-point numbers"):
+        load("CARE", "s0", tmp_path / "odd.pth")
+
+
+def test_the_count_of_averaged_steps_is_no_weight():
+    raw = {"steps": torch.tensor(3), **prefixed(CARE_STATE, "module.")}
+    state, _ = select_weights({"state_dict": CARE_STATE, "ema_state_dict": raw}, "raw")
+    assert set(state) == set(CARE_STATE)
+
+
+def test_only_unknown_leftovers_are_warned_of(tmp_path, monkeypatch):
+    said = {}
+    monkeypatch.setattr(
+        "mmcare.checkpoint.print_log", lambda message, logger, level=logging.INFO: said.update({level: message})
+    )
+    torch.save({**CARE_STATE, "head.fc.weight": torch.zeros(1)}, tmp_path / "imagenet.pth")
+    config = dict(type="mmcare.CARE", arch="s0", out_indices=(1,))
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "imagenet.pth"))
+    MODELS.build(dict(config, init_cfg=init)).init_weights()
+    assert "not used: stages.2." in said[logging.INFO]
+    assert logging.WARNING not in said
+    torch.save({**CARE_STATE, "stages.0.blocks.7.gamma": torch.zeros(1)}, tmp_path / "imagenet.pth")
+    MODELS.build(dict(config, init_cfg=init)).init_weights()
+    assert said[logging.WARNING].endswith("not used: stages.0.blocks.7.layer_scale.weight")
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A web server's address and its pages, with an empty cache for what is downloaded."""
+    pages = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path not in pages:
+                self.send_error(404)
+                return
+            content, promised = pages[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(promised))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache/hub"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", pages, tmp_path / "cache"
+        server.shutdown()
+
+
+def checkpoint_page(value):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.tensor(value)}, buffer)
+    return buffer.getvalue(), len(buffer.getvalue())
+
+
+@pytest.mark.stack
+def test_a_download_is_kept_by_its_whole_address(web):
+    address, pages, _ = web
+    pages.update({"/v1/weights.pth": checkpoint_page(1), "/v2/weights.pth": checkpoint_page(2)})
+    for _ in range(2):
+        assert read_checkpoint(f"{address}/v1/weights.pth")["a"] == 1
+        assert read_checkpoint(f"{address}/v2/weights.pth")["a"] == 2
+        pages.update({"/v1/weights.pth": (b"", 0), "/v2/weights.pth": (b"", 0)})
+
+
+@pytest.mark.parametrize("path", ["/a/..", "/", "/..%2f..%2fescaped.pth", "/" + "long" * 200, "/a\\..\\b", "/.bashrc"])
+def test_no_address_leads_out_of_the_cache(web, path, tmp_path):
+    address, pages, cache = web
+    pages[path] = checkpoint_page(1)
+    assert read_checkpoint(address + path)["a"] == 1
+    (kept,) = (file for file in tmp_path.rglob("*") if file.is_file())
+    assert kept.parent == cache / "hub/checkpoints"
+    assert not kept.name.startswith(".")
+
+
+BROKEN = {
+    "cut": ((checkpoint_page(1)[0][:500], 900), "the connection ended after 500 of 900 bytes"),
+    "web page": ((b"<html>Sign in</html>", 20), "is a web page"),
+    "empty": ((b"", 0), "is empty"),
+    "gone": (None, "HTTP Error 404"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_download_is_told_and_leaves_nothing(web, kind):
+    address, pages, cache = web
+    page, said = BROKEN[kind]
+    if page:
+        pages["/weights.pth"] = page
+    with pytest.raises(UserError, match=f"{address}/weights.pth .*{said}") as error:
+        read_checkpoint(f"{address}/weights.pth")
+    assert "\n" not in str(error.value)
+    assert [file for file in cache.rglob("*") if file.is_file()] == []
+
+
+def test_a_server_that_is_not_there(web):
+    with pytest.raises(UserError, match="could not be downloaded"):
+        read_checkpoint("http://127.0.0.1:9/weights.pth")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        read_checkpoint("http://127.0.0.1:port/weights.pth")

@@ -2,78 +2,162 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from mmcare.cli import Parser, run
+from mmcare.cli import Parser, load_config, run, task_of
 from mmcare.errors import UserError
 from mmcare.stack import check_stack
 
 if TYPE_CHECKING:
     from torch import nn
 
-HEADS = ("bbox_head", "rpn_head", "decode_head", "auxiliary_head")
-ROIS = {"bbox_head": 1000, "mask_head": 100}
+SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "backbone": (512, 512)}
+"""Height and width of the image, unless ``--shape`` says otherwise."""
+
+DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
+
+
+def parse_args() -> Namespace:
+    parser = Parser(
+        description="Count the parameters of a model, and its multiply-accumulates (MACs) for one image: those of "
+        "convolutions, linear layers and attention's matrix products. One MAC is what OpenMMLab's tables call a FLOP."
+    )
+    parser.add_argument("model", help="config file, or a bare backbone as TYPE:ARCH, such as mmcare.CARE:s1")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="height and width of the image, or one number for both (default: 800 1333 in detection, else 512 512)",
+    )
+    args = parser.parse_args()
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
+        parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, args.shape))}")
+    return args
 
 
 def main() -> None:
-    check_stack()
-    parser = Parser(description="Count parameters and multiply-accumulates (MACs) of convolutions and matrix products.")
-    parser.add_argument("model", help="a config, or a backbone as mmcare.CARE:s1, mmdet.ResNet …")
-    parser.add_argument("--shape", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"), help="of the image")
-    args = parser.parse_args()
-    rows = count(build(args.model), *args.shape)
-    print(f"{args.model} at {args.shape[0]}×{args.shape[1]}, batch 1")
+    args = parse_args()
+    model, shape = build(args.model)
+    if args.shape:
+        shape = (args.shape[0], args.shape[-1])
+    rows = count(model, *shape)
+    padded = padded_shape(model, *shape)
+    padding = "" if padded == shape else f", padded to {padded[0]}×{padded[1]}"
+    print(f"{args.model} for one image of {shape[0]}×{shape[1]}{padding}")
     for name, parameters, macs in rows:
-        print(f"{name:16}{parameters / 1e6:10.3f} M params{macs / 1e9:10.3f} GMACs")
-    if any(name.startswith("roi_head") for name, *_ in rows):
-        print(f"RoI heads counted for {ROIS['bbox_head']} proposals and {ROIS['mask_head']} detections")
+        print(f"{name:20}{parameters / 1e6:9.3f} M params{macs / 1e9:11.3f} GMACs")
+    if hasattr(model, "roi_head"):
+        proposals, masks = (model.test_cfg[stage].max_per_img for stage in ("rpn", "rcnn"))
+        print(f"RoI heads: for {proposals} proposals and {masks} masks, as many as the config allows")
 
 
-def build(name: str) -> nn.Module:
-    from mmengine.config import Config
+def build(name: str) -> tuple[nn.Module, tuple[int, int]]:
+    """The model that the command line names, in eval mode, and the usual shape of an image for it.
+
+    Raises:
+        UserError: there is no such config or backbone, or it cannot be built.
+    """
+    check_stack()
     from mmengine.registry import MODELS, init_default_scope
 
-    if not name.endswith(".py"):
-        kind, _, arch = name.partition(":")
-        return MODELS.build(dict(type=kind, **({"arch": arch} if arch else {}))).eval()
+    if name.endswith(".py"):
+        options = dict(sample=False, cfg_options=None, launcher="none", local_rank=0, work_dir=None)
+        cfg = load_config(Namespace(config=name, **options), parts=("model",))
+        init_default_scope(cfg.default_scope)
+        model = MODELS.build(cfg.model)
+        model.eval()  # not in one expression, as some frameworks' train() returns nothing
+        return model, SHAPES[task_of(cfg)]
+
+    kind, colon, arch = name.partition(":")
     try:
-        cfg = Config.fromfile(name)
-    except FileNotFoundError:
-        raise UserError(f"there is no config {name}: check the path") from None
-    check_stack(needs=(cfg.default_scope,))
-    init_default_scope(cfg.default_scope)
-    return MODELS.build(cfg.model).eval()
+        found = MODELS.get(kind)
+    except ImportError as error:  # of an mm package that is not installed
+        raise UserError(f"{kind} cannot be had: {error}") from error
+    if found is None:
+        raise UserError(f"{name} is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1")
+    try:
+        backbone = MODELS.build(dict(type=kind, **({"arch": arch} if colon else {})))
+    except TypeError as error:
+        raise UserError(f"{name} is not a backbone that an arch alone describes: give a config ({error})") from error
+    backbone.eval()
+    return backbone, SHAPES["backbone"]
 
 
-def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, float]]:
-    """Rows of (part, parameters, MACs), the whole last."""
+def padded_shape(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """The size that a detector's preprocessor pads an image of this size to."""
+    divisor = getattr(getattr(model, "data_preprocessor", None), "pad_size_divisor", 1)
+    return (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
+
+
+def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
+    """Counts a model's parameters and its MACs for one image.
+
+    The tensors are fake ones, with shapes and no values: nothing is computed, so that size costs neither time nor
+    memory.
+
+    Args:
+        model: a detector or a segmentor with a backbone, perhaps a neck, and heads; or a backbone.
+        height, width: of the image in pixels, before the preprocessor's padding.
+
+    Returns:
+        (name, parameters, MACs) of each part, and then of the whole.
+
+    Raises:
+        UserError: the model has parts that no image's way leads through here.
+    """
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     rows = []
+    counted = set()
 
-    def measure(name: str, part: nn.Module, *inputs, times: int = 1):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            outputs = part(*inputs)
-        # the counter has two operations for each multiply-accumulate
-        rows.append((name, sum(p.numel() for p in part.parameters()), times * counter.get_total_flops() / 2))
-        return outputs
+    def measure(name: str, part: nn.Module, maps: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            out = part(maps)
+        parameters = {id(parameter): parameter.numel() for parameter in part.parameters()}
+        counted.update(parameters)
+        # The counter has two operations for each multiply-accumulate.
+        rows.append((name, sum(parameters.values()), counter.get_total_flops() // 2))
+        return out
 
-    image = torch.zeros(1, 3, height, width)
-    maps = measure("backbone", getattr(model, "backbone", model), image)
-    if getattr(model, "neck", None) is not None:
-        maps = measure("neck", model.neck, maps)
-    for name in HEADS:
-        if getattr(model, name, None) is not None:
-            measure(name, getattr(model, name), maps)
-    for name, rois in ROIS.items():
-        head = getattr(getattr(model, "roi_head", None), name, None)
-        if head is not None:
-            size = {"bbox_head": 7, "mask_head": 14}[name]
-            measure(f"roi_head.{name}", head, torch.zeros(1, head.in_channels, size, size), times=rois)
+    backbone = getattr(model, "backbone", model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        image = torch.empty(1, getattr(backbone, "in_channels", 3), *padded_shape(model, height, width))
+        maps = measure("backbone", backbone, image)
+        if getattr(model, "neck", None) is not None:
+            maps = measure("neck", model.neck, maps)
+        for name in DENSE_HEADS:
+            head = getattr(model, name, None)
+            if head is not None and not isinstance(head, torch.nn.ModuleList):
+                measure(name, head, maps)
+        for name, head, shape in roi_heads(model):
+            measure(name, head, torch.empty(shape))
+
+    uncounted = {name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in counted}
+    if uncounted:
+        raise UserError(
+            f"this tool cannot count {', '.join(sorted(uncounted))} of a {type(model).__name__}: it knows backbones, "
+            "necks, dense heads and the RoI heads of Faster and Mask R-CNN"
+        )
     if len(rows) > 1:
-        rows.append(("total", sum(p.numel() for p in model.parameters()), sum(macs for *_, macs in rows)))
+        rows.append(("whole model", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     return rows
+
+
+def roi_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Name, module and input shape of a two-stage detector's heads, for as many regions as its config lets pass."""
+    limits = {"bbox": "rpn", "mask": "rcnn"}
+    for kind, before in limits.items():
+        roi_head = getattr(model, "roi_head", None)
+        extractor = getattr(roi_head, f"{kind}_roi_extractor", None)
+        if hasattr(extractor, "roi_layers"):  # a cascade has a list of extractors
+            regions = model.test_cfg[before].max_per_img
+            shape = (regions, extractor.out_channels, *extractor.roi_layers[0].output_size)
+            yield f"roi_head.{kind}_head", getattr(roi_head, f"{kind}_head"), shape
 
 
 if __name__ == "__main__":

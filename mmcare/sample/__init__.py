@@ -1,7 +1,7 @@
 """A small data set of drawn shapes, made on demand, in COCO's format and in ADE20K's over the same images.
 
-It lets every config be trained and tested to the end without a download. Only form tells the classes apart; objects
-overlap, are cut off by the image's edge and differ in size, so it takes a working model to do well.
+It lets every config be trained and tested to the end without a download. Objects overlap, are cut off by
+the image's edge and differ in size, and colour only hints at their class, so it takes a working model to do well.
 """
 
 from .generate import prepare

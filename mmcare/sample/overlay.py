@@ -11,8 +11,10 @@ from mmengine import Config
 from ..errors import UserError
 from . import CLASSES, PALETTE, SEMANTIC_CLASSES, SEMANTIC_PALETTE
 
-SCALE = (128, 96)  # long and short side of a resized image, in pixels
+SCALE = (128, 96)
+"""Bounds of an image's long and short side after resizing, in pixels."""
 CROP = (96, 96)
+"""Height and width of the training crops in segmentation, in pixels."""
 
 
 def overlay_sample(cfg: Config, root: Path) -> None:
@@ -34,6 +36,8 @@ def overlay_sample(cfg: Config, root: Path) -> None:
         )
     _start_from_scratch(cfg.model)
     overlays[scope](cfg, root)
+    if "tta_pipeline" in cfg:
+        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
     cfg.randomness = dict(seed=0)
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=8)
     cfg.default_hooks.logger.interval = 10
@@ -41,6 +45,7 @@ def overlay_sample(cfg: Config, root: Path) -> None:
 
 def _overlay_detection(cfg: Config, root: Path) -> None:
     _set(cfg.model, "num_classes", len(CLASSES))
+    _detect_small_objects(cfg.model)
     data = dict(type="CocoDataset", data_root=f"{root}/coco/", metainfo=dict(classes=CLASSES, palette=PALETTE))
     for split, loader in (("train", cfg.train_dataloader), ("val", cfg.val_dataloader), ("val", cfg.test_dataloader)):
         loader.dataset = dict(
@@ -50,27 +55,32 @@ def _overlay_detection(cfg: Config, root: Path) -> None:
             pipeline=_rescaled(_innermost(loader.dataset).pipeline),
             test_mode=split == "val",
         )
-    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=False)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f"{root}/coco/annotations/instances_val2017.json"
     _small_loaders(cfg)
-    if "tta_pipeline" in cfg:
-        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
-
-    epochs = 14
+    epochs, steps_per_epoch = 8, 75
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
-    steps = epochs * 30
-    cfg.optim_wrapper = dict(
-        type="OptimWrapper",
-        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
-        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-        clip_grad=dict(max_norm=10),
-    )
-    cfg.param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=60),
-        dict(type="CosineAnnealingLR", by_epoch=False, begin=60, T_max=steps - 60, end=steps, eta_min=1e-5),
-    ]
+    _schedule(cfg, steps=epochs * steps_per_epoch)
     cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, save_best="auto", max_keep_ckpts=2)
+
+
+def _detect_small_objects(model: Config) -> None:
+    """Fits a detector to images of 100 pixels, and to learning in minutes what otherwise takes days.
+
+    Group norm in the neck and the head stands in for pretrained weights, as in "Rethinking ImageNet Pre-training"
+    (https://arxiv.org/abs/1811.08883).
+    """
+    norm = dict(type="GN", num_groups=32)
+    model.neck.norm_cfg = norm
+    if model.type == "RetinaNet":
+        model.bbox_head.norm_cfg = norm
+        model.bbox_head.anchor_generator.octave_base_scale = 3
+        model.bbox_head.loss_bbox.loss_weight = 2.0
+    elif model.type == "MaskRCNN":
+        model.rpn_head.anchor_generator.scales = [4]
+        model.roi_head.bbox_head.fc_out_channels = 256
+        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 200
+        model.train_cfg.rcnn.sampler.num = 64
 
 
 def _overlay_segmentation(cfg: Config, root: Path) -> None:
@@ -97,24 +107,34 @@ def _overlay_segmentation(cfg: Config, root: Path) -> None:
             pipeline=_rescaled(_innermost(loader.dataset).pipeline),
         )
     _small_loaders(cfg)
-    if "tta_pipeline" in cfg:
-        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
-
     steps = 400
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=steps, val_interval=100)
-    cfg.optim_wrapper = dict(
-        type="OptimWrapper",
-        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
-        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-        clip_grad=dict(max_norm=10),
-    )
-    cfg.param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
-        dict(type="PolyLR", power=0.9, eta_min=1e-5, by_epoch=False, begin=40, end=steps),
-    ]
+    _schedule(cfg, steps)
     cfg.default_hooks.checkpoint = dict(
         type="CheckpointHook", by_epoch=False, interval=100, save_best="mIoU", max_keep_ckpts=2
     )
+
+
+def _schedule(cfg: Config, steps: int) -> None:
+    """Warm-up, a third of the steps at the full learning rate, and a cosine to its end."""
+    cfg.optim_wrapper = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.05),
+        # The backbones' narrow layers bear larger steps than the wide ones of neck and head
+        paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"backbone": dict(lr_mult=5.0)}),
+        clip_grad=dict(max_norm=35),
+    )
+    cfg.param_scheduler = [
+        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
+        dict(
+            type="CosineAnnealingLR",
+            by_epoch=False,
+            begin=steps // 3,
+            end=steps,
+            T_max=steps - steps // 3,
+            eta_min=1e-5,
+        ),
+    ]
 
 
 def _start_from_scratch(model: Config) -> None:
@@ -127,7 +147,7 @@ def _start_from_scratch(model: Config) -> None:
     if str(backbone.type).startswith("mmcare."):
         backbone.update(norm_eval=False, frozen_stages=-1, drop_path_rate=0.0)
     if backbone.type == "mmcare.CARE":
-        backbone.layer_scale_init_value = 1.0  # from 1e-6 the blocks take longer to open than the whole schedule
+        backbone.layer_scale_init_value = 0.3  # from 1e-6 the blocks take longer to open than the whole schedule
 
 
 def _small_loaders(cfg: Config) -> None:

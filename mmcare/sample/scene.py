@@ -1,7 +1,7 @@
 """One picture of the sample data: a textured ground, some clutter, and shapes that overlap.
 
-Only the outline tells the classes apart. Colour, pattern, size, rotation and place are drawn independently of the
-class, so that a network has to look at form.
+The outline tells the classes apart, and colour hints at them, as it does in photographs: each kind has a usual hue, with
+a wide spread, and the ground and the clutter may have it too. Pattern, size, rotation and place say nothing of the class.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Recipe:
         min_visible_pixels: An object always shows at least so many pixels.
         overhang: Share of an object's longer side that may, about, reach beyond the image's edge.
         stretch: Width of a shape in one direction relative to the other, before it is rotated.
+        rotation: How far a shape is turned, in degrees.
+        hue_spread: How far an object's hue may be, in degrees, from the one that is usual for its kind. The kinds'
+            usual hues lie evenly on the colour circle; the ground has any hue.
         contrast: Distance in CIELAB between an object's colours and what surrounds it.
         pattern_share: Probability of an object being filled with a pattern instead of one colour.
         texture: Strength of the ground's noise at each of its scales, in grey levels.
@@ -52,25 +55,27 @@ class Recipe:
     """
 
     seed: int = 0
-    train_images: int = 240
+    train_images: int = 600
     val_images: int = 60
     empty_every: int = 20
-    side: tuple[int, int] = (96, 176)
-    area: tuple[int, int] = (118**2, 138**2)
-    objects: tuple[int, int] = (1, 6)
-    size: tuple[float, float] = (24.0, 88.0)
-    small_size: tuple[float, float] = (13.0, 20.0)
-    small_share: float = 0.12
-    min_visible_share: float = 0.45
-    min_visible_pixels: int = 36
+    side: tuple[int, int] = (80, 128)
+    area: tuple[int, int] = (92**2, 104**2)
+    objects: tuple[int, int] = (2, 5)
+    size: tuple[float, float] = (26.0, 58.0)
+    small_size: tuple[float, float] = (14.0, 19.0)
+    small_share: float = 0.05
+    min_visible_share: float = 0.8
+    min_visible_pixels: int = 24
     overhang: float = 0.15
     stretch: tuple[float, float] = (0.75, 1.0)
-    contrast: tuple[float, float] = (28.0, 65.0)
-    pattern_share: float = 0.8
-    texture: tuple[float, float] = (3.0, 26.0)
-    decoration: tuple[float, float] = (8.0, 28.0)
+    rotation: tuple[float, float] = (-20.0, 20.0)
+    contrast: tuple[float, float] = (50.0, 90.0)
+    hue_spread: float = 55.0
+    pattern_share: float = 0.5
+    texture: tuple[float, float] = (2.0, 10.0)
+    decoration: tuple[float, float] = (4.0, 14.0)
     decoration_share: float = 0.7
-    clutter: float = 0.4
+    clutter: float = 0.15
 
     def images(self, split: Split) -> int:
         """Number of images in ``split``."""
@@ -144,7 +149,7 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, 
             areas = [*whole_areas, _polygon_area(outline)]
             trial = np.where(cover >= 0.5, np.uint8(len(areas)), owner)
             if all(_recognizable(trial == i + 1, area, recipe) for i, area in enumerate(areas)):
-                _paint(canvas, cover, _fill(rng, canvas, cover, recipe))
+                _paint(canvas, cover, _fill(rng, canvas, cover, kind, recipe))
                 owner, whole_areas = trial, areas
                 kinds.append(kind)
                 break
@@ -170,7 +175,7 @@ def _outline(rng: np.random.Generator, kind: str, recipe: Recipe) -> np.ndarray:
         points = _circle({"disc": 48, "triangle": 3, "box": 4}[kind])
     if kind == "box":
         points = _rotated(points, np.pi / 4)  # so that stretching makes a rectangle of it, not a rhombus
-    return _rotated(points * [1.0, rng.uniform(*recipe.stretch)], rng.uniform(0, 2 * np.pi))
+    return _rotated(points * [1.0, rng.uniform(*recipe.stretch)], np.deg2rad(rng.uniform(*recipe.rotation)))
 
 
 def _circle(corners: int) -> np.ndarray:
@@ -242,7 +247,8 @@ def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) 
         spine = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         radius = rng.uniform(1.5, 4.5)
         cover = _coverage([_circle(12) * radius + point for point in _resampled(spine, spacing=1.0)], shape)
-        _paint(canvas, cover, _fill(rng, canvas, cover, recipe))
+        any_kinds_colours = int(rng.integers(len(CLASSES)))
+        _paint(canvas, cover, _fill(rng, canvas, cover, any_kinds_colours, recipe))
         mask |= cover >= 0.5
     return mask
 
@@ -254,11 +260,11 @@ def _resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
     return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, recipe: Recipe) -> np.ndarray:
+def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, kind: int, recipe: Recipe) -> np.ndarray:
     """A patterned filling (H, W, 3), in two colours that stand out from what is around ``cover`` on ``canvas``."""
     inside = (cover > 0).astype(np.uint8)
     around = cv2.dilate(inside, np.ones((7, 7), np.uint8)) > inside
-    first, second = _contrasting_colours(rng, canvas[around], recipe.contrast)
+    first, second = _contrasting_colours(rng, _colours(rng, kind, recipe), canvas[around], recipe.contrast)
     shape = cover.shape
     period = max(5.0, np.sqrt(cover.sum()) * rng.uniform(0.2, 0.5))
     mix = _pattern(rng, shape, period) if rng.random() < recipe.pattern_share else np.zeros(shape)
@@ -278,11 +284,17 @@ def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
     return np.clip(_noise(rng, shape, cell=round(period)) + 0.5, 0, 1)
 
 
+def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
+    """64 colours (64, 3) about the hue that is usual for a kind, as apples are mostly red or green."""
+    hue = 360 * kind / len(CLASSES) + rng.uniform(-recipe.hue_spread, recipe.hue_spread, 64)
+    hsv = np.stack([hue % 360, rng.uniform(0.4, 1.0, 64), rng.uniform(0.35, 1.0, 64)], axis=1)
+    return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0] * 255
+
+
 def _contrasting_colours(
-    rng: np.random.Generator, around: np.ndarray, contrast: tuple[float, float]
+    rng: np.random.Generator, candidates: np.ndarray, around: np.ndarray, contrast: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours, each at about a distance drawn from ``contrast`` from nearly all of the pixels ``around`` (N, 3)."""
-    candidates = rng.uniform(15, 240, (64, 3)).astype(np.float32)
+    """Two of the candidates (M, 3), each at about a distance drawn from ``contrast`` from nearly all of the pixels ``around`` (N, 3)."""
     candidates_lab = _lab(candidates)
     around = around[:: max(1, len(around) // 64)]
     distances = np.linalg.norm(candidates_lab[:, None] - _lab(around)[None], axis=2)

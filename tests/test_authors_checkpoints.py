@@ -1,0 +1,314 @@
+"""The checkpoints that CAS-ViT's and CARE's authors published are taken as they are, and what does not fit is told."""
+
+import importlib.util
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmcare import CASViT, UserError, cli
+from mmcare.hooks import CheckpointFitHook
+from mmcare.sample import CLASSES, SEMANTIC_CLASSES, prepare
+
+ROOT = Path(__file__).parent.parent
+HEADS = {
+    "retinanet": ("detection", 80),
+    "mask_rcnn": ("detection", 80),
+    "semantic_fpn": ("segmentation", 150),
+}
+ARCHS = ("xs", "s", "m", "t")
+COUNTER = "num_batches_tracked"
+
+
+# -- files as they are published ---------------------------------------------------------------------------------------
+
+
+def conv(name, width, inputs, size=3, bias=True):
+    return {f"{name}.weight": (width, inputs, size, size), **({f"{name}.bias": (width,)} if bias else {})}
+
+
+def linear(name, width, inputs):
+    return {f"{name}.weight": (width, inputs), f"{name}.bias": (width,)}
+
+
+def fpn(arch, first, outputs):
+    """The neck's parameters in MMDetection 2.24 and MMSegmentation 0.24, for the levels from ``first`` on."""
+    widths = CASViT.arch_settings[arch]["channels"][first:]
+    shapes = {}
+    for i, width in enumerate(widths):
+        shapes |= conv(f"neck.lateral_convs.{i}.conv", 256, width, 1)
+    for i in range(outputs):
+        shapes |= conv(f"neck.fpn_convs.{i}.conv", 256, widths[-1] if i == len(widths) else 256)
+    return shapes
+
+
+def retinanet(arch, classes):
+    shapes = fpn(arch, 1, 5)
+    for i in range(4):
+        shapes |= conv(f"bbox_head.cls_convs.{i}.conv", 256, 256) | conv(f"bbox_head.reg_convs.{i}.conv", 256, 256)
+    return shapes | conv("bbox_head.retina_cls", 9 * classes, 256) | conv("bbox_head.retina_reg", 9 * 4, 256)
+
+
+def mask_rcnn(arch, classes):
+    shapes = fpn(arch, 0, 4) | conv("rpn_head.rpn_conv", 256, 256)
+    shapes |= conv("rpn_head.rpn_cls", 3, 256, 1) | conv("rpn_head.rpn_reg", 12, 256, 1)
+    box, mask = "roi_head.bbox_head", "roi_head.mask_head"
+    shapes |= linear(f"{box}.fc_cls", classes + 1, 1024) | linear(f"{box}.fc_reg", 4 * classes, 1024)
+    shapes |= linear(f"{box}.shared_fcs.0", 1024, 256 * 7 * 7) | linear(f"{box}.shared_fcs.1", 1024, 1024)
+    for i in range(4):
+        shapes |= conv(f"{mask}.convs.{i}.conv", 256, 256)
+    return shapes | conv(f"{mask}.upsample", 256, 256, 2) | conv(f"{mask}.conv_logits", classes, 256, 1)
+
+
+def semantic_fpn(arch, classes):
+    shapes = fpn(arch, 0, 4) | conv("decode_head.conv_seg", classes, 128, 1)
+    for place in ("0.0", "1.0", "2.0", "2.2", "3.0", "3.2", "3.4"):  # an upsampling between each two
+        name = f"decode_head.scale_heads.{place}"
+        shapes |= conv(f"{name}.conv", 128, 256 if place.endswith(".0") else 128, bias=False)
+        shapes |= {f"{name}.bn.{part}": (128,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {f"{name}.bn.{COUNTER}": ()}
+    return shapes
+
+
+def weights(head, arch, classes):
+    state = {f"backbone.{name}": value for name, value in reference.backbone_weights("CASViT", arch).items()}
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in globals()[head](arch, classes).items():
+        state[name] = torch.randn(shape, generator=generator) / 50 if shape else torch.zeros((), dtype=torch.int64)
+    return OrderedDict(state)
+
+
+def published(head, arch, classes, **more):
+    """What mmcv 1.x's ``save_checkpoint`` wrote for MMDetection 2.24 and MMSegmentation 0.24."""
+    state = weights(head, arch, classes)
+    state._metadata = OrderedDict({"": dict(version=1)})
+    package = {"detection": "mmdet_version", "segmentation": "mmseg_version"}[HEADS[head][0]]
+    names = tuple(f"class {i}" for i in range(classes))
+    meta = {
+        "env_info": "sys.platform: linux\nPython: 3.8\nMMCV: 1.5.0",
+        "config": "model = dict(type='Detector')\nraise SystemExit('executed')",
+        package: "2.24.1+1b0ab82",
+        "mmcv_version": "1.5.0",
+        "time": "Mon Aug  5 10:00:00 2024",
+        "seed": 0,
+        "exp_name": "casvit.py",
+        "epoch": 12,
+        "iter": 87_960,
+        "hook_msgs": {"best_score": np.float64(0.365), "best_ckpt": "work_dirs/best.pth", "last_ckpt": "epoch_12.pth"},
+        "CLASSES": names,
+        "PALETTE": [[0, 0, 0]] * classes if head == "semantic_fpn" else None,
+    }
+    moments = {"step": 87_960, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 2e-6, "betas": (0.9, 0.999), "params": [0]}]}
+    return {"meta": meta, "state_dict": OrderedDict(state | more), "optimizer": optimizer}
+
+
+def ema_copies(state):
+    """The second copies of mmcv 1.x's EMAHook, which are buffers of the model."""
+    return {"ema_" + name.replace(".", "_"): value for name, value in state.items()}
+
+
+def config(head, arch):
+    return Config.fromfile(ROOT / f"configs/{HEADS[head][0]}/{head}_casvit_{arch}.py")
+
+
+def build(cfg):
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+def fit(model, checkpoint):
+    """What the hook does before MMEngine loads the weights."""
+    CheckpointFitHook().after_load_checkpoint(SimpleNamespace(model=model, _load_from="weights.pth"), checkpoint)
+
+
+@pytest.fixture
+def _guarded(monkeypatch):
+    """Takes back what the tools change in their process."""
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    # by the time of the start, to the second, two runs may have the same name
+    for manager in (DefaultScope, MessageHub, MMLogger):
+        monkeypatch.setattr(manager, "_instance_dict", OrderedDict(manager._instance_dict))
+
+
+# -- they fit ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("_guarded")
+@pytest.mark.parametrize("head", HEADS)
+def test_a_runner_takes_every_tensor_of_a_published_detector_or_segmentor(head, tmp_path, capfd):
+    file = tmp_path / "published.pth"
+    checkpoint = published(head, "xs", HEADS[head][1])
+    torch.save(checkpoint, file)
+    cfg = config(head, "xs")
+    cfg.update(work_dir=str(tmp_path), launcher="none", load_from=str(file))
+    runner = cli.build_runner(cfg, require_all=True)
+    runner.load_or_resume()
+    loaded = dict(runner.model.state_dict())
+    for name, value in checkpoint["state_dict"].items():
+        scope, _, rest = name.partition(".")
+        ours = f"{scope}.{CASViT.translate_name(rest)}" if scope == "backbone" else name
+        assert torch.equal(loaded.pop(ours), value), name
+    assert loaded == {}
+    said = "".join(capfd.readouterr())
+    assert "but not used" not in said
+    assert "unexpected key" not in said
+    assert "missing key" not in said
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_configs_models_have_the_published_parameters(head, arch):
+    with torch.device("meta"):
+        own = {name: tuple(value.shape) for name, value in build(config(head, arch)).state_dict().items()}
+    shapes = globals()[head](arch, HEADS[head][1])
+    names = reference.backbone_weights("CASViT", arch)
+    shapes |= {f"backbone.{CASViT.translate_name(name)}": tuple(value.shape) for name, value in names.items()}
+    assert own == shapes
+
+
+def test_only_what_nobody_expects_is_warned_of(monkeypatch):
+    said = {}
+    monkeypatch.setattr("mmcare.checkpoint.print_log", lambda message, logger, level: said.update({level: message}))
+    model = build(config("retinanet", "xs"))
+    checkpoint = published("retinanet", "xs", 80)
+    state = checkpoint["state_dict"]
+    fit(model, checkpoint)
+    assert said == {}
+    state.update(ema_copies(weights("retinanet", "xs", 80)))
+    fit(model, checkpoint)
+    assert list(said) == [logging.INFO]
+    assert "ema_backbone_patch_embed_0_weight" in said[logging.INFO]
+    state["bbox_head.atss_centerness.weight"] = torch.zeros(1)
+    fit(model, checkpoint)
+    assert said[logging.WARNING] == "in weights.pth but not used: bbox_head.atss_centerness.weight"
+    for name in [name for name in state if name.endswith(COUNTER)]:
+        del state[name]  # as torch before 0.4.1 wrote it
+    fit(model, checkpoint)
+    del state["neck.fpn_convs.0.conv.bias"]
+    with pytest.raises(UserError, match=r"lacks 1 of .*: neck\.fpn_convs\.0\.conv\.bias"):
+        fit(model, checkpoint)
+
+
+# -- from the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ground")
+    prepare(folder / "data/sample")
+    return folder
+
+
+# The published models' own parts, where --sample takes others that learn sooner.
+AS_PUBLISHED = {
+    "retinanet": ["model.neck.norm_cfg=None", "model.bbox_head.norm_cfg=None"],
+    "mask_rcnn": ["model.neck.norm_cfg=None", "model.roi_head.bbox_head.fc_out_channels=1024"],
+    "semantic_fpn": [],
+}
+
+
+def options(head):
+    few = ["test_dataloader.dataset.indices=2", "test_dataloader.num_workers=0"]
+    cfg = ROOT / f"configs/{HEADS[head][0]}/{head}_casvit_xs.py"
+    return [
+        cfg,
+        "weights.pth",
+        "--sample",
+        "--cfg-options",
+        *AS_PUBLISHED[head],
+        *few,
+        "test_dataloader.persistent_workers=False",
+    ]
+
+
+@pytest.mark.stack
+def test_the_tool_tests_a_published_detector(ground):
+    torch.save(published("retinanet", "xs", len(CLASSES)), ground / "weights.pth")
+    command = [sys.executable, ROOT / "tools/test.py", *options("retinanet")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], cwd=ground, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    said = done.stdout + done.stderr
+    assert "coco/bbox_mAP" in said
+    assert "but not used" not in said
+
+
+def other_arch():
+    return published("retinanet", "s", len(CLASSES))
+
+
+def care():
+    state = weights("retinanet", "xs", len(CLASSES))
+    state = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    return {"state_dict": state | {f"backbone.{k}": v for k, v in reference.backbone_weights("CARE", "s1").items()}}
+
+
+def half(checkpoint):
+    torch.save(checkpoint, "whole.pth")
+    content = Path("whole.pth").read_bytes()
+    return content[: len(content) // 2]
+
+
+MISFITS = {
+    "another arch": ("retinanet", other_arch, "other shapes.*its backbone is CASViT s$"),
+    "another family": ("retinanet", care, "lacks.*its backbone is CARE s1$"),
+    "other classes, RetinaNet": (
+        "retinanet",
+        lambda: published("retinanet", "xs", 80),
+        f"is for 80 classes, .* for {len(CLASSES)};",
+    ),
+    "other classes, Mask R-CNN": (
+        "mask_rcnn",
+        lambda: published("mask_rcnn", "xs", 80),
+        f"is for 80 classes, .* for {len(CLASSES)};",
+    ),
+    "other classes, FPN": (
+        "semantic_fpn",
+        lambda: published("semantic_fpn", "xs", 150),
+        f"is for 150 classes, .* for {len(SEMANTIC_CLASSES)};",
+    ),
+    "another detector": ("mask_rcnn", lambda: published("retinanet", "xs", len(CLASSES)), "other shapes|lacks"),
+    "half": ("retinanet", lambda: half(published("retinanet", "xs", len(CLASSES))), "damaged or cut short"),
+    "text": ("retinanet", lambda: b"mmcare\n" * 99, "is a text file"),
+    "web page": ("retinanet", lambda: b"<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
+}
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("_guarded")
+@pytest.mark.parametrize(("head", "content", "told"), MISFITS.values(), ids=MISFITS)
+def test_a_checkpoint_that_does_not_fit_is_told_in_one_line(head, content, told, ground, monkeypatch, capsys):
+    monkeypatch.chdir(ground)
+    content = content()
+    if isinstance(content, bytes):
+        Path("weights.pth").write_bytes(content)
+    else:
+        torch.save(content, "weights.pth")
+    spec = importlib.util.spec_from_file_location("tool_test", ROOT / "tools/test.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, "argv", ["test.py", *map(str, options(head))])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(tool.main)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "weights.pth" in last
+    assert re.search(told, last), last

@@ -1,0 +1,152 @@
+"""tools/browse_dataset.py and tools/print_config.py: pictures with their annotations, configs as a run has them."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from mmcare import cli
+from mmcare.sample import SEMANTIC_PALETTE, prepare
+from mmcare.sample.overlay import overlay_sample
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+DETECTION = CONFIGS / "detection/mask_rcnn_care_s1.py"
+SEGMENTATION = CONFIGS / "segmentation/upernet_casvit_xs.py"
+browse_dataset, print_config = (
+    runpy.run_path(str(ROOT / f"tools/{name}.py")) for name in ("browse_dataset", "print_config")
+)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A folder with the sample data where the tools look for it."""
+    folder = tmp_path_factory.mktemp("ground")
+    prepare(folder / "data/sample")
+    return folder
+
+
+def succeed(name, *args, cwd):
+    env = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, ROOT / f"tools/{name}.py", *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys, tmp_path):
+    """Runs a tool that is to refuse in this process, and returns what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which the tools set: undone with this
+    for screen in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(screen, raising=False)
+
+    def fails(tool, *args):
+        monkeypatch.setattr(sys, "argv", ["tool", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(tool["main"])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return fails
+
+
+# -- browse_dataset.py -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stack
+def test_boxes_and_masks_are_drawn_on_the_training_images(ground):
+    succeed(
+        "browse_dataset", DETECTION, "--sample", "--not-show", "--output-dir", "boxes/new", "--number", 3, cwd=ground
+    )
+    drawn = sorted((ground / "boxes/new").iterdir())
+    assert [path.name for path in drawn] == ["000000000001.jpg", "000000000002.jpg", "000000000003.jpg"]
+    for path in drawn:
+        picture = cv2.imread(str(path)).astype(int)
+        plain = cv2.imread(str(next(ground.glob(f"data/sample/*/coco/train2017/{path.name}"))))
+        plain = cv2.resize(plain, picture.shape[1::-1]).astype(int)
+        # Training images are mirrored or not. A colour taken for another would change nearly all of the picture.
+        changed = min((abs(picture - plain[:, ::step]).max(axis=2) > 60).mean() for step in (1, -1))
+        assert 0.01 < changed < 0.5
+
+
+@pytest.mark.stack
+def test_label_maps_are_drawn_on_the_training_images(ground):
+    options = ["--sample", "--not-show", "--output-dir", "labels", "--number", 2]
+    succeed("browse_dataset", SEGMENTATION, *options, "--cfg-options", "visualizer.alpha=1.0", cwd=ground)
+    drawn = sorted((ground / "labels").iterdir())
+    assert [path.name for path in drawn] == ["ADE_train_00000001.jpg", "ADE_train_00000002.jpg"]
+    for path in drawn:
+        pixels = cv2.imread(str(path))[:, :, ::-1].astype(int)
+        distance = np.stack([abs(pixels - np.array(colour)).max(axis=2) for colour in SEMANTIC_PALETTE])
+        # Opaque, a label map leaves little but its own colours; JPEG blurs their borders, and each class has a name on.
+        assert (distance.min(axis=0) < 30).mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([DETECTION, "--sample"], "there is no screen to show pictures on: write them with --not-show --output-dir"),
+        ([DETECTION, "--sample", "--not-show"], "--not-show leaves nothing to do without --output-dir"),
+        ([DETECTION, "--number", "0"], "--number takes a whole number from 1 up, not 0"),
+        (["nix.py", "--not-show", "--output-dir", "x"], "there is no config nix.py"),
+        ([DETECTION, "--not-show", "--output-dir", "/dev/null/x"], "the folder /dev/null/x cannot be made"),
+        ([CONFIGS / "_base_/runtime/detection.py", "--not-show", "--output-dir", "x"], f"{CONFIGS}/_base_/runtime/"),
+        ([DETECTION, "--not-show", "--output-dir", "x"], "files that this run reads are missing:\n  data/coco/annot"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen is taken for granted")
+def test_a_mistake_in_browsing_is_told(fails, args, message):
+    assert fails(browse_dataset, *args).startswith(f"error: {message}")
+
+
+def test_browsing_asks_for_no_weights_and_no_validation_data(fails):
+    said = fails(browse_dataset, DETECTION, "--not-show", "--output-dir", "x")
+    assert "train2017" in said
+    assert "val2017" not in said
+    assert "checkpoints/" not in said
+
+
+# -- print_config.py ---------------------------------------------------------------------------------------------------
+
+
+def test_a_config_is_printed_as_a_run_has_it(ground):
+    options = ["--sample", "--save-path", "saved/whole.py", "--cfg-options", "train_dataloader.batch_size=3"]
+    printed = succeed("print_config", SEGMENTATION, *options, cwd=ground)
+    saved = Config.fromfile(ground / "saved/whole.py")
+    assert printed.strip() == saved.pretty_text.strip()
+    expected = Config.fromfile(SEGMENTATION)
+    overlay_sample(expected, next((ground / "data/sample").iterdir()).relative_to(ground))
+    expected.train_dataloader.batch_size = 3
+    for part in ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "default_hooks"):
+        assert saved[part] == expected[part], part
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([DETECTION, "--save-path", "x.txt"], "--save-path writes .py, .json, .yml, .yaml: give a name that ends so"),
+        ([DETECTION, "--save-path", "/dev/null/x.py"], "/dev/null/x.py cannot be written"),
+        ([DETECTION, "--cfg-options", "a"], "--cfg-options takes pairs like model.backbone.arch=s1, not 'a'"),
+        (["nix.py"], "there is no config nix.py"),
+    ],
+)
+def test_a_mistake_in_printing_is_told(fails, args, message):
+    assert fails(print_config, *args).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yml"])
+def test_other_formats_hold_the_same(monkeypatch, capsys, tmp_path, suffix):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(sys, "argv", ["tool", str(DETECTION), "--save-path", str(tmp_path / f"whole{suffix}")])
+    print_config["main"]()
+    saved = Config.fromfile(tmp_path / f"whole{suffix}")
+    assert saved.model.roi_head == Config.fromfile(DETECTION).model.roi_head
+    assert "RoIAlign" in capsys.readouterr().out

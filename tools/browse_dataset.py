@@ -1,0 +1,88 @@
+"""Show what a model is trained on: ``python tools/browse_dataset.py CONFIG``, with MMDetection's options."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcare.cli import config_parser, load_config, run
+from mmcare.errors import UserError
+from mmcare.preflight import check_inputs
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args() -> Namespace:
+    parser = config_parser("Show the training images as the model gets them, augmented, with their annotations.")
+    parser.add_argument("--output-dir", type=Path, help="folder to write the pictures to, under their images' names")
+    parser.add_argument("--not-show", action="store_true", help="open no window")
+    parser.add_argument("--show-interval", type=float, default=2, help="seconds to show each picture (default: 2)")
+    parser.add_argument("--number", type=int, help="how many images, from the first on (default: all)")
+    args = parser.parse_args()
+    if args.number is not None and args.number < 1:
+        parser.error(f"--number takes a whole number from 1 up, not {args.number}")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    check_outlet(args)
+    cfg = load_config(args, parts=("train_dataloader", "visualizer"))
+    check_inputs(cfg, splits=("train",), weights=False)
+    browse(cfg, args)
+
+
+def check_outlet(args: Namespace) -> None:
+    """Refuses to run through a whole data set with nobody to see it."""
+    if args.not_show and not args.output_dir:
+        raise UserError("--not-show leaves nothing to do without --output-dir: give one, or leave --not-show out")
+    has_screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (args.not_show or has_screen):
+        raise UserError("there is no screen to show pictures on: write them with --not-show --output-dir FOLDER")
+    if args.output_dir:
+        try:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the folder {args.output_dir} cannot be made: {error.strerror}") from error
+
+
+def browse(cfg: Config, args: Namespace) -> None:
+    from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+    from mmengine.utils import track_iter_progress
+
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # nothing goes to a log
+    visualizer.dataset_meta = dataset.metainfo
+    number = min(args.number or len(dataset), len(dataset))
+    for index in track_iter_progress((range(number), number)):
+        item = dataset[index]
+        name = Path(item["data_samples"].img_path).name
+        visualizer.add_datasample(
+            name,
+            item["inputs"].flip(0).permute(1, 2, 0).contiguous().numpy(),  # BGR, as images are loaded, to RGB
+            drawable(item["data_samples"]),
+            draw_pred=False,
+            show=not args.not_show,
+            wait_time=args.show_interval,
+            out_file=str(args.output_dir / name) if args.output_dir else None,
+        )
+
+
+def drawable(sample: Any) -> Any:
+    """The sample with its boxes as a tensor and its masks as an array: what MMDetection's visualizer can draw."""
+    instances = getattr(sample, "gt_instances", None)
+    if instances is not None:
+        if hasattr(instances.get("bboxes"), "tensor"):
+            instances.bboxes = instances.bboxes.tensor
+        if "masks" in instances:
+            instances.masks = instances.masks.to_ndarray().astype(bool)
+    return sample
+
+
+if __name__ == "__main__":
+    run(main)

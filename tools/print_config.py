@@ -1,0 +1,36 @@
+"""Print a config as a run has it: ``python tools/print_config.py CONFIG``, with MMDetection's options."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from mmcare.cli import config_parser, load_config, run
+from mmcare.errors import UserError
+
+FORMATS = (".py", ".json", ".yml", ".yaml")
+
+
+def parse_args() -> Namespace:
+    parser = config_parser("Print a config with all that it inherits and all that the options change.")
+    parser.add_argument("--save-path", type=Path, help=f"file to write it to as well ({', '.join(FORMATS)})")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    path = args.save_path
+    if path and path.suffix not in FORMATS:
+        raise UserError(f"--save-path writes {', '.join(FORMATS)}: give a name that ends so instead of {path}")
+    cfg = load_config(args, parts=())
+    print(cfg.pretty_text)
+    if path:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cfg.dump(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run(main)

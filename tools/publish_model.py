@@ -1,0 +1,136 @@
+"""Make a release of a checkpoint: ``python tools/publish_model.py IN OUT``, weights and what describes them only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcare.cli import Parser, run
+from mmcare.errors import UserError
+from mmcare.stack import check_stack
+
+FORMATS = {"pth": ".pth", "safetensors": ".safetensors"}
+# What a release says of itself. The rest of a trainer's notes, such as paths and the machine's name, is its own affair.
+KEPT = ("cfg", "dataset_meta", "CLASSES", "PALETTE", "epoch", "iter", "time")
+
+
+def parse_args() -> Namespace:
+    parser = Parser(description="Make a release of a checkpoint: weights and what describes them, nothing else.")
+    parser.add_argument("input", metavar="IN", help="checkpoint file, or its address")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        help="name of the release; the first 8 hex digits of its SHA-256 are added: retinanet.pth becomes "
+        "retinanet-0123abcd.pth",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="which of the weights, where there are averaged ones (EMA); by default those that its trainer evaluates",
+    )
+    parser.add_argument("--format", choices=list(FORMATS), help="file format (default: as OUT ends, or else pth)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    check_stack()
+    args = parse_args()
+    stem, kind = name_and_format(args.output, args.format)
+    content = release(args.input, args.weights, kind)
+    target = Path(f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{FORMATS[kind]}")
+    write(target, content)
+    print(f"{target} ({len(content) / 2**20:.1f} MiB)")
+
+
+def name_and_format(output: str, kind: str | None) -> tuple[str, str]:
+    """OUT without its ending, and the format."""
+    stem, suffix = os.path.splitext(output)
+    ending = next((name for name in FORMATS if FORMATS[name] == suffix.lower()), None)
+    if kind and ending and kind != ending:
+        raise UserError(f"--format {kind} does not go with {output}: end it with {FORMATS[kind]}, or leave one out")
+    stem = stem if ending else output
+    if Path(output).is_dir() or not Path(stem).name:
+        raise UserError(f"{output} is a folder: add the release's name")
+    if not Path(stem).parent.is_dir():
+        raise UserError(f"there is no folder {Path(stem).parent} to write to: make it first")
+    return stem, kind or ending or "pth"
+
+
+def release(path: str, weights: str | None, kind: str) -> bytes:
+    """The content of the released file; the same for the same checkpoint."""
+    import torch
+
+    from mmcare.checkpoint import is_ema_copy, read_checkpoint, select_weights
+
+    checkpoint = read_checkpoint(path)
+    try:
+        state, which = select_weights(checkpoint, weights)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    print(f"took {which}")
+    # A clone, as a tensor that is a view would bring all of what it is a view of
+    state = {name: value.detach().clone().contiguous() for name, value in state.items() if not is_ema_copy(name)}
+    meta = describe(checkpoint.get("meta"))
+    if kind == "safetensors":
+        from safetensors.torch import save
+
+        return with_sorted_header(save(state, {key: json.dumps(value) for key, value in meta.items()}))
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state, "meta": meta}, buffer)
+    return buffer.getvalue()
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header in order, which the library writes in another order each time."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
+
+
+def describe(meta: Any) -> dict[str, Any]:
+    """What is kept of a checkpoint's ``meta``, in lists, dicts, texts and numbers that any reader may open."""
+    from mmcare.version import __version__
+
+    meta = meta if isinstance(meta, Mapping) else {}
+    kept = {key: value for key, value in meta.items() if key in KEPT or str(key).endswith("_version")}
+    if "config" in meta:  # as MMDetection 2.x and MMSegmentation 0.x called it, and as MMEngine would execute it
+        kept.setdefault("cfg", meta["config"])
+    kept.setdefault("mmcare_version", __version__)
+    return json.loads(json.dumps(kept, default=plain))
+
+
+def plain(value: Any) -> Any:
+    """JSON's form of what it does not know: NumPy's numbers and arrays, sets; the text of anything else."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, set) else str(value)
+
+
+def write(target: Path, content: bytes) -> None:
+    """Writes a file that is there as a whole or not at all, and never in another's place."""
+    if target.exists() and target.read_bytes() != content:
+        raise UserError(f"{target} exists and is another file: move it away, or give another name")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written, {len(content) / 2**20:.1f} MiB: {error.strerror or error}"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(main)
