@@ -1,7 +1,8 @@
 """One picture of the sample data: a textured ground, some clutter, and shapes that overlap.
 
-The outline tells the classes apart, and colour hints at them, as it does in photographs: each kind has a usual hue, with
-a wide spread, and the ground and the clutter may have it too. Pattern, size, rotation and place say nothing of the class.
+The outline tells the classes apart, and colour hints at them, as it does in photographs: each kind has a usual hue,
+with a wide spread, and the ground and the clutter may have it too. Pattern, size, rotation and place say nothing of
+the class.
 """
 
 from __future__ import annotations
@@ -294,7 +295,7 @@ def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
 def _contrasting_colours(
     rng: np.random.Generator, candidates: np.ndarray, around: np.ndarray, contrast: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two of the candidates (M, 3), each at about a distance drawn from ``contrast`` from nearly all of the pixels ``around`` (N, 3)."""
+    """Two of the candidates (M, 3), each about a distance from ``contrast`` away from most pixels ``around`` (N, 3)."""
     candidates_lab = _lab(candidates)
     around = around[:: max(1, len(around) // 64)]
     distances = np.linalg.norm(candidates_lab[:, None] - _lab(around)[None], axis=2)
