@@ -1,13 +1,8 @@
 import logging
-import os
 
 import pytest
 import torch
 
-# Tests run beside each other's subprocesses on small machines, where threads that spin for each other cost more than
-# they give.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 torch.manual_seed(0)
 
 

@@ -58,7 +58,7 @@ def _overlay_detection(cfg: Config, root: Path) -> None:
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f"{root}/coco/annotations/instances_val2017.json"
     _small_loaders(cfg)
-    epochs, steps_per_epoch = 8, 75
+    epochs, steps_per_epoch = 6, 80
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
     _schedule(cfg, steps=epochs * steps_per_epoch)
     cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, save_best="auto", max_keep_ckpts=2)

@@ -56,27 +56,27 @@ class Recipe:
     """
 
     seed: int = 0
-    train_images: int = 600
+    train_images: int = 640
     val_images: int = 60
     empty_every: int = 20
     side: tuple[int, int] = (80, 128)
     area: tuple[int, int] = (92**2, 104**2)
-    objects: tuple[int, int] = (2, 5)
-    size: tuple[float, float] = (26.0, 58.0)
+    objects: tuple[int, int] = (1, 4)
+    size: tuple[float, float] = (28.0, 60.0)
     small_size: tuple[float, float] = (14.0, 19.0)
-    small_share: float = 0.05
-    min_visible_share: float = 0.8
+    small_share: float = 0.04
+    min_visible_share: float = 0.88
     min_visible_pixels: int = 24
     overhang: float = 0.15
     stretch: tuple[float, float] = (0.75, 1.0)
     rotation: tuple[float, float] = (-20.0, 20.0)
-    contrast: tuple[float, float] = (50.0, 90.0)
-    hue_spread: float = 55.0
+    contrast: tuple[float, float] = (55.0, 95.0)
+    hue_spread: float = 35.0
     pattern_share: float = 0.5
     texture: tuple[float, float] = (2.0, 10.0)
     decoration: tuple[float, float] = (4.0, 14.0)
     decoration_share: float = 0.7
-    clutter: float = 0.15
+    clutter: float = 0.1
 
     def images(self, split: Split) -> int:
         """Number of images in ``split``."""
