@@ -210,12 +210,12 @@ def test_unknown_stack_is_refused(checkout):
 
 
 def test_demo_hands_the_checkpoint_on_and_says_where_everything_is(checkout):
-    done = checkout.make("demo")
+    done = checkout.make("demo", "DEMO_AMP=--amp")
     assert done.returncode == 0
     config, work_dir = "configs/detection/retinanet_care_s1.py", "work_dirs/demo"
     assert all(
         checkout.called(
-            f"tools/train.py {config} --sample --work-dir {work_dir}\n",
+            f"tools/train.py {config} --sample --amp --work-dir {work_dir}\n",
             f"tools/test.py {config} {work_dir}/epoch_9.pth --sample --work-dir {work_dir}/test --show-dir pictures\n",
             f"tools/analyze_logs.py {work_dir} --out {work_dir}/curves.png\n",
         )

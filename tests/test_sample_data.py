@@ -144,7 +144,7 @@ def test_the_set_is_varied(dataset: Path) -> None:
     for split in ("train", "val"):
         coco, pictures = load(dataset, split)
         counts = [len(coco.imgToAnns[image_id]) for image_id in coco.imgs]
-        assert 5 <= max(counts) <= 6
+        assert max(counts) == Recipe().objects[1]
         assert counts.count(0) == len(counts) // Recipe().empty_every
         sizes = {labels.shape for _, labels in pictures}
         assert len(sizes) > len(pictures) / 2
@@ -154,7 +154,8 @@ def test_the_set_is_varied(dataset: Path) -> None:
         assert max(sides) > 50
         unlabelled = np.mean([(labels == 0).mean() for _, labels in pictures])
         assert 0.002 < unlabelled < 0.1
-        assert any(len(annotation["segmentation"]) > 1 for annotation in coco.anns.values())
+        if split == "train":
+            assert any(len(annotation["segmentation"]) > 1 for annotation in coco.anns.values())
         assert min(image.std() for image, _ in pictures) > 8, "no flat backgrounds"
 
 
@@ -168,7 +169,7 @@ def test_colour_hints_at_the_class_but_does_not_tell_it(dataset: Path) -> None:
     colours, classes = np.array(colours), np.array(classes)
     means = np.array([colours[classes == kind].mean(axis=0) for kind in sorted(set(classes))])
     guesses = 1 + np.linalg.norm(colours[:, None] - means, axis=2).argmin(axis=1)
-    assert 0.5 < (guesses == classes).mean() < 0.99
+    assert 0.5 < (guesses == classes).mean() < 0.95
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _detect_small_objects(model: Config) -> None:
     Group norm in the neck and the head stands in for pretrained weights, as in "Rethinking ImageNet Pre-training"
     (https://arxiv.org/abs/1811.08883).
     """
-    norm = dict(type="GN", num_groups=32)
+    norm = dict(type="GN", num_groups=gcd(32, model.neck.out_channels // 4))
     model.neck.norm_cfg = norm
     if model.type == "RetinaNet":
         model.bbox_head.norm_cfg = norm

@@ -65,13 +65,13 @@ class Recipe:
     size: tuple[float, float] = (28.0, 60.0)
     small_size: tuple[float, float] = (14.0, 19.0)
     small_share: float = 0.04
-    min_visible_share: float = 0.88
+    min_visible_share: float = 0.8
     min_visible_pixels: int = 24
     overhang: float = 0.15
     stretch: tuple[float, float] = (0.75, 1.0)
     rotation: tuple[float, float] = (-20.0, 20.0)
     contrast: tuple[float, float] = (55.0, 95.0)
-    hue_spread: float = 35.0
+    hue_spread: float = 48.0
     pattern_share: float = 0.5
     texture: tuple[float, float] = (2.0, 10.0)
     decoration: tuple[float, float] = (4.0, 14.0)
