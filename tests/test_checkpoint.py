@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from hostile import Touch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
@@ -29,16 +30,6 @@ from mmcare.checkpoint import guard_checkpoint_loading, read_checkpoint, select_
 
 CARE_STATE = reference.backbone_weights("CARE", "s0")
 CASVIT_STATE = reference.backbone_weights("CASViT", "xs")
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 def load(family, arch, file, **init):

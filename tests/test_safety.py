@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import Touch
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/detection/retinanet_care_s1.py")
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 WAYS = {
