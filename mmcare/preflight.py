@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .config import innermost_datasets
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
 
 
 def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_Need]:
-    for dataset in _datasets((dataloader or {}).get("dataset")):
+    for dataset in innermost_datasets((dataloader or {}).get("dataset")):
         if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
             continue
         root = dataset.get("data_root") or ""
@@ -100,17 +101,6 @@ def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_N
             if prefix or root:
                 what = f"{name}'s {_PREFIXES.get(key, key)} {purpose}"
                 yield _Need(os.path.join(root, prefix or ""), what, source, is_folder=True)
-
-
-def _datasets(dataset: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The datasets that read files, inside ConcatDataset, RepeatDataset and other wrappers."""
-    if not isinstance(dataset, dict):
-        return
-    inner = [*dataset.get("datasets", []), *filter(None, [dataset.get("dataset")])]
-    for wrapped in inner:
-        yield from _datasets(wrapped)
-    if not inner:
-        yield dataset
 
 
 def _of_evaluator(evaluator: dict[str, Any] | list[dict[str, Any]] | None) -> Iterator[_Need]:

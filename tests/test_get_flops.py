@@ -33,7 +33,6 @@ FIGURES = {
 def tool(monkeypatch, capsys):
     """Runs the tool in this process, as the command line would; returns its exit status and what it printed."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # which the tool sets: undone with this
 
     def tool(*args):
         monkeypatch.setattr(sys, "argv", ["get_flops.py", *map(str, args)])
@@ -140,6 +139,16 @@ def test_shape(tool, shape, expected):
     assert said.out.splitlines()[0] == f"mmcare.CASViT:xs for one image of {expected}"
 
 
+def test_the_users_options_change_what_is_counted(tool):
+    options = ["--cfg-options", "model.backbone.arch=s0", "model.bbox_head.num_classes=20"]
+    status, said = tool("configs/detection/retinanet_care_s1.py", "--shape", 64, *options)
+    assert status == 0
+    rows = figures(said.out)
+    assert rows["backbone"][0] == 5.286
+    # 9 anchors, each with a score for 20 classes and 4 numbers for a box, after four convolutions on either branch
+    assert rows["bbox_head"][0] * 1e6 == pytest.approx((8 * 256 + 9 * (20 + 4)) * (256 * 9 + 1), abs=500)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -150,6 +159,8 @@ def test_shape(tool, shape, expected):
         (["mmdet.ResNet:50"], "mmdet.ResNet:50 is not a backbone that an arch alone describes: give a config"),
         (["configs/nix.py"], "there is no config configs/nix.py: check the path"),
         (["configs/_base_/runtime/detection.py"], "configs/_base_/runtime/detection.py has no model"),
+        (["mmcare.CARE:s1", "--cfg-options", "a=1"], "--cfg-options changes a config, which mmcare.CARE:s1 is not"),
+        (["configs/detection/retinanet_care_s1.py", "--cfg-options", "a"], "--cfg-options takes pairs like model.back"),
         (["mmcare.CARE:s1", "--shape", "16"], "CARE takes images of shape (B, 3, H, W) with H and W of at least 32"),
         (["mmcare.CARE:s1", "--shape", "1", "2", "3"], "--shape takes one or two sides of an image"),
         (["mmcare.CARE:s1", "--shape", "0"], "--shape takes one or two sides of an image, in pixels, not 0"),

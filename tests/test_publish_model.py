@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,33 @@ def test_old_and_bare_checkpoints(trained, publish, weights):
         file = publish("bare.pth", "out", "--format", kind)
         assert file.stat().st_size < 10_000
         assert read_checkpoint(file)["state_dict"]["b.weight"].shape == (3, 2)
+
+
+def test_what_a_checkpoint_says_of_itself_is_kept_in_a_form_that_any_reader_opens(tmp_path, publish, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = {"a.weight": torch.zeros(3)}
+    metas = {
+        "both": ({"config": "old", "cfg": "new"}, {"cfg": "new"}),
+        "its own": ({"mmcare_version": "0.0.1", 7: "seven"}, {"mmcare_version": "0.0.1"}),
+        "odd": (
+            {"CLASSES": {"b", "a"}, "PALETTE": np.float32([0.5]), "time": Namespace(day=1), "epoch": torch.tensor(3)},
+            {"CLASSES": ["a", "b"], "PALETTE": [0.5], "time": "Namespace(day=1)", "epoch": 3},
+        ),
+        "a list": (["no", "dict"], {}),
+    }
+    for meta, expected in metas.values():
+        torch.save({"meta": meta, "state_dict": state}, "in.pth")
+        for kind in FORMATS:
+            held = read_checkpoint(publish("in.pth", "out", "--format", kind))
+            assert held["meta"] == {"mmcare_version": mmcare.__version__, **expected}
+            assert torch.equal(held["state_dict"]["a.weight"], state["a.weight"])
+
+
+def test_the_tool_says_which_weights_it_took(trained, monkeypatch, capsys):
+    for asked, told in ((["--weights", "raw"], "took the raw weights"), ([], "took the averaged (EMA) weights")):
+        monkeypatch.setattr(sys, "argv", ["publish_model.py", "epoch_14.pth", "out", *asked])
+        tool.main()
+        assert capsys.readouterr().out.startswith(told)
 
 
 def test_names_of_releases():

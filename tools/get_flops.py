@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mmcare.cli import Parser, load_config, run, task_of
+from mmcare.cli import Parser, add_cfg_options, load_config, run, task_of
 from mmcare.errors import UserError
 from mmcare.stack import check_stack
 
@@ -20,6 +20,7 @@ DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
 
 
 def parse_args() -> Namespace:
+    check_stack()
     parser = Parser(
         description="Count the parameters of a model, and its multiply-accumulates (MACs) for one image: those of "
         "convolutions, linear layers and attention's matrix products. One MAC is what OpenMMLab's tables call a FLOP."
@@ -32,6 +33,7 @@ def parse_args() -> Namespace:
         metavar="SIDE",
         help="height and width of the image, or one number for both (default: 800 1333 in detection, else 512 512)",
     )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
         parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, args.shape))}")
@@ -40,7 +42,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    model, shape = build(args.model)
+    model, shape = build(args.model, args.cfg_options)
     if args.shape:
         shape = (args.shape[0], args.shape[-1])
     rows = count(model, *shape)
@@ -54,23 +56,23 @@ def main() -> None:
         print(f"RoI heads: for {proposals} proposals and {masks} masks, as many as the config allows")
 
 
-def build(name: str) -> tuple[nn.Module, tuple[int, int]]:
+def build(name: str, cfg_options: dict[str, Any] | None = None) -> tuple[nn.Module, tuple[int, int]]:
     """The model that the command line names, in eval mode, and the usual shape of an image for it.
 
     Raises:
-        UserError: there is no such config or backbone, or it cannot be built.
+        UserError: there is no such config or backbone, it cannot be built, or it has no settings to change.
     """
-    check_stack()
     from mmengine.registry import MODELS, init_default_scope
 
     if name.endswith(".py"):
-        options = dict(sample=False, cfg_options=None, launcher="none", local_rank=0, work_dir=None)
-        cfg = load_config(Namespace(config=name, **options), parts=("model",))
+        cfg = load_config(Namespace(config=name, sample=False, cfg_options=cfg_options), parts=("model",))
         init_default_scope(cfg.default_scope)
         model = MODELS.build(cfg.model)
         model.eval()  # not in one expression, as some frameworks' train() returns nothing
         return model, SHAPES[task_of(cfg)]
 
+    if cfg_options:
+        raise UserError(f"--cfg-options changes a config, which {name} is not: give one, or leave the option out")
     kind, colon, arch = name.partition(":")
     try:
         found = MODELS.get(kind)

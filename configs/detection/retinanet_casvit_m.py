@@ -9,8 +9,9 @@ model = dict(
     backbone=dict(
         type="mmcare.CASViT",
         arch="m",
+        out_indices=(1, 2, 3),  # the map at stride 4 has a norm, which would get no gradient
         drop_path_rate=0.1,
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/cas-vit-m.pth"),
     ),
-    neck=dict(in_channels=[64, 96, 192, 384]),
+    neck=dict(in_channels=[96, 192, 384], start_level=0),
 )

@@ -9,8 +9,9 @@ model = dict(
     backbone=dict(
         type="mmcare.CASViT",
         arch="xs",
+        out_indices=(1, 2, 3),  # the map at stride 4 has a norm, which would get no gradient
         drop_path_rate=0.0,
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/cas-vit-xs.pth"),
     ),
-    neck=dict(in_channels=[48, 56, 112, 220]),
+    neck=dict(in_channels=[56, 112, 220], start_level=0),
 )

@@ -1,10 +1,5 @@
 # CARE's authors do not report UperNet: these are the settings that are usual for it on transformers.
-_base_ = [
-    "../_base_/models/upernet.py",
-    "../_base_/datasets/ade20k_512x512.py",
-    "../_base_/schedules/segmentation_160k.py",
-    "../_base_/runtime/segmentation.py",
-]
+_base_ = "../_base_/upernet_ade20k.py"
 model = dict(
     backbone=dict(
         type="mmcare.CARE",
@@ -15,5 +10,3 @@ model = dict(
     decode_head=dict(in_channels=[32, 64, 128, 1024]),
     auxiliary_head=dict(in_channels=128),
 )
-train_dataloader = dict(batch_size=2)  # 16 images on 8 GPUs
-default_hooks = dict(checkpoint=dict(interval=16_000))  # with each validation

@@ -1,0 +1,22 @@
+"""Finding one's way in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def innermost_datasets(dataset: Any) -> Iterator[Any]:
+    """The datasets that read files, inside ConcatDataset, RepeatDataset and other wrappers, in their order.
+
+    Args:
+        dataset: the ``dataset`` of a dataloader in a config: a dict, or a ConfigDict, whose dicts then come out as
+            they stand in the config, to be read or changed. Without one nothing comes out.
+    """
+    if not isinstance(dataset, dict):
+        return
+    inner = [*dataset.get("datasets", []), *filter(None, [dataset.get("dataset")])]
+    for wrapped in inner:
+        yield from innermost_datasets(wrapped)
+    if not inner:
+        yield dataset
