@@ -32,6 +32,9 @@ _LAUNCHERS = {
 }
 """For each of ``--launcher``: the program that starts the processes, and the variable that tells each its rank."""
 
+_LOCAL_RANKS = {"slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}
+"""The variable that tells each process its rank on its machine, where that is not ``LOCAL_RANK``."""
+
 _PATIENCE = 15
 """Seconds for which a process of a distributed run leaves it to the first one to tell what is wrong."""
 
@@ -41,16 +44,17 @@ def run(main: Callable[[], None]) -> None:
 
     In a distributed run the first process tells it, for all. The others wait for their end, which their launcher brings
     as soon as the first has ended; if they went before it, the launcher would end it before it could speak. One that
-    still lives after that has a trouble of its own, such as a file missing on its machine, and tells it.
+    still lives after that has a trouble of its own, such as a file missing on its machine, and tells it. Nor do they
+    tell of the connection that they lose when the first ends.
     """
     try:
         main()
     except Exception as error:
+        if any(os.environ.get(rank, "0") != "0" for _, rank in _LAUNCHERS.values()):
+            time.sleep(_PATIENCE)
         sentence = _sentence(error)
         if sentence is None:
             raise
-        if any(os.environ.get(rank, "0") != "0" for _, rank in _LAUNCHERS.values()):
-            time.sleep(_PATIENCE)
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
@@ -83,8 +87,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def config_parser(description: str) -> Parser:
-    """A parser with what the tools that run a config have in common; :func:`load_config` takes its arguments."""
+    """A parser for a tool that reads a config; :func:`load_config` takes its arguments."""
     check_stack()
+    parser = Parser(description=description)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="run on a small generated data set, with a schedule to match, instead of the config's own",
+    )
+    add_cfg_options(parser)
+    return parser
+
+
+def run_parser(description: str) -> Parser:
+    """A parser for a tool that runs a config; :func:`load_run_config` takes its arguments."""
+    parser = config_parser(description)
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: ./work_dirs/<config's name>)")
+    parser.add_argument("--launcher", choices=["none", *_LAUNCHERS], default="none", help="what starts the processes")
+    # Not for people: torch.distributed.launch passes it on to each process, under one name or the other.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_cfg_options(parser: Parser) -> None:
+    """Adds MMEngine's ``--cfg-options``, which complains of what it cannot read."""
     from mmengine.config import DictAction
 
     class CfgOptions(DictAction):
@@ -98,14 +125,6 @@ def config_parser(description: str) -> Parser:
             except AssertionError as error:  # brackets that do not match
                 parser.error(f"--cfg-options: {error}")
 
-    parser = Parser(description=description)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: ./work_dirs/<config's name>)")
-    parser.add_argument(
-        "--sample",
-        action="store_true",
-        help="run on a small generated data set, with a schedule to match, instead of the config's own",
-    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -114,10 +133,6 @@ def config_parser(description: str) -> Parser:
         help="settings of the config to change: train_dataloader.batch_size=4, model.backbone.init_cfg=None; a list as "
         'key="[a,b]" or key=a,b, nested as key="[(a,b),(c,d)]", without blanks',
     )
-    parser.add_argument("--launcher", choices=["none", *_LAUNCHERS], default="none", help="what starts the processes")
-    # Not for people: torch.distributed.launch passes it on to each process, under one name or the other.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
 
 
 def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
@@ -130,7 +145,6 @@ def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
     Raises:
         UserError: the file cannot be read or lacks a part, an option does not fit it, or a package is missing.
     """
-    _check_launcher(args)
     cfg = _read_config(args.config)
     task_of(cfg)
     absent = [part for part in parts if not cfg.get(part)]
@@ -147,13 +161,21 @@ def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
             cfg.merge_from_dict(args.cfg_options)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"--cfg-options does not fit {args.config}: {_first_sentence(error)}") from error
+    return cfg
+
+
+def load_run_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
+    """:func:`load_config`'s config, with the work folder and the launcher that :func:`run_parser`'s arguments say."""
+    _check_launcher(args)
+    cfg = load_config(args, parts)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("./work_dirs", Path(args.config).stem)
     return cfg
 
 
 def _check_launcher(args: argparse.Namespace) -> None:
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    local_rank = os.environ.get(_LOCAL_RANKS.get(args.launcher, "LOCAL_RANK"), str(args.local_rank))
+    os.environ["LOCAL_RANK"] = local_rank  # where MMEngine looks for it, but with mpirun does not put it
     if args.launcher != "none":
         program, rank = _LAUNCHERS[args.launcher]
         if rank not in os.environ:
@@ -206,9 +228,17 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
     from mmengine.runner import Runner
 
     from .checkpoint import guard_checkpoint_loading
+    from .data_errors import name_bad_data
+    from .distributed import CpuRunner, check_processes
 
-    if cfg.launcher != "none" and get_device() == "cpu":
-        raise UserError(f"--launcher {cfg.launcher} needs GPUs, and this machine has none that torch can use")
+    on_cpus = cfg.launcher != "none" and get_device() == "cpu"
+    if cfg.launcher != "none":
+        check_processes(cfg.launcher)
+    if on_cpus and "runner_type" in cfg:
+        raise UserError(
+            f"--launcher {cfg.launcher} needs GPUs for a config with a runner_type of its own, {cfg.runner_type}, and "
+            "this machine has none that torch can use"
+        )
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
@@ -218,4 +248,5 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
     # A config that an earlier run wrote to its work folder has that run's hook already.
     others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != fit["type"]]
     cfg.custom_hooks = [*others, fit]
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    kind = CpuRunner if on_cpus else Runner
+    return name_bad_data(RUNNERS.build(cfg) if "runner_type" in cfg else kind.from_cfg(cfg))

@@ -1,7 +1,6 @@
 """tools/train.py and tools/test.py: MMDetection's options, one sentence for a mistake, a training from end to end."""
 
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -15,42 +14,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from tiny import CONFIGS, DETECTION, IN_PROCESS, ROOT, write_ground
 from torch import nn
 
 from mmcare import UserError, cli
 from mmcare.amp import CpuAmpOptimWrapper
-from mmcare.sample import prepare
-
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
-DETECTION = CONFIGS / "detection/retinanet_care_s1.py"
-TINY = "depths=(1, 1, 1, 1), memory_channels=(8, 8, 16, 32), ratios=((1, 1), (1, 1), (1, 1), (1, 1))"
-SEGMENTOR = f"""
-_base_ = [
-    "{CONFIGS}/_base_/models/semantic_fpn.py",
-    "{CONFIGS}/_base_/datasets/ade20k_512x512.py",
-    "{CONFIGS}/_base_/schedules/segmentation_40k.py",
-    "{CONFIGS}/_base_/runtime/segmentation.py",
-]
-model = dict(
-    backbone=dict(type="mmcare.CARE", arch=dict({TINY})),
-    neck=dict(in_channels=[32, 32, 64, 128], out_channels=32),
-    decode_head=dict(in_channels=[32, 32, 32, 32], channels=16),
-)
-"""
-DETECTOR = f"""
-_base_ = ["{DETECTION}"]
-model = dict(
-    backbone=dict(arch=dict({TINY}, _delete_=True)),
-    neck=dict(in_channels=[32, 32, 64, 128], out_channels=32),
-    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1),
-)
-"""
-IN_PROCESS = [
-    f"{split}_dataloader.{setting}"
-    for split in ("train", "val", "test")
-    for setting in ("num_workers=0", "persistent_workers=False")
-]
 
 
 def load_module(path):
@@ -153,15 +121,15 @@ def config(tmp_path, text, name="mine.py"):
 def test_work_dir_is_the_options_then_the_configs_then_named_for_the_config(parse, tmp_path):
     plain = config(tmp_path, "default_scope = 'mmdet'")
     own = config(tmp_path, "default_scope = 'mmdet'\nwork_dir = 'own'", "own.py")
-    assert cli.load_config(parse(train, plain), []).work_dir == "./work_dirs/mine"
-    assert cli.load_config(parse(train, own), []).work_dir == "own"
-    assert cli.load_config(parse(train, own, "--work-dir", "given"), []).work_dir == "given"
+    assert cli.load_run_config(parse(train, plain), []).work_dir == "./work_dirs/mine"
+    assert cli.load_run_config(parse(train, own), []).work_dir == "own"
+    assert cli.load_run_config(parse(train, own, "--work-dir", "given"), []).work_dir == "given"
 
 
 def test_the_users_options_win_over_the_sample_data(parse, monkeypatch, tmp_path):
     monkeypatch.setattr("mmcare.sample.prepare", lambda: tmp_path / "made")
     args = parse(train, DETECTION, "--sample", "--cfg-options", "train_dataloader.batch_size=3")
-    cfg = cli.load_config(args, [])
+    cfg = cli.load_run_config(args, [])
     assert cfg.train_dataloader.batch_size == 3
     assert cfg.train_dataloader.dataset.data_root.startswith(str(tmp_path / "made"))
 
@@ -302,6 +270,7 @@ def test_augmentation_in_segmentation_is_the_configs():
 def test_a_config_from_a_work_folder_is_checked_as_this_run_needs_it(monkeypatch):
     monkeypatch.setattr("mmcare.checkpoint.guard_checkpoint_loading", lambda: None)
     monkeypatch.setattr("mmengine.runner.Runner.from_cfg", lambda cfg: cfg)
+    monkeypatch.setattr("mmcare.data_errors.name_bad_data", lambda runner: runner)
     cfg = Config(dict(work_dir="run", launcher="none", custom_hooks=[dict(type="EMAHook")]))
     written = cli.build_runner(cfg, require_all=True)
     assert written.custom_hooks == [dict(type="EMAHook"), dict(type="mmcare.CheckpointFitHook", require_all=True)]
@@ -309,13 +278,9 @@ def test_a_config_from_a_work_folder_is_checked_as_this_run_needs_it(monkeypatch
     assert again.custom_hooks == [dict(type="EMAHook"), dict(type="mmcare.CheckpointFitHook", require_all=False)]
 
 
-def test_runs_that_cannot_start_here(monkeypatch):
-    cfg = Config(dict(work_dir="run", launcher="pytorch"))
-    monkeypatch.setattr("mmengine.device.get_device", lambda: "cpu")
-    with pytest.raises(UserError, match="needs GPUs"):
-        cli.build_runner(cfg, require_all=True)
+def test_a_work_folder_that_cannot_be_made():
+    cfg = Config(dict(work_dir="run", launcher="none"))
     Path("run").write_text("a file")
-    cfg.launcher = "none"
     with pytest.raises(UserError, match="work folder run"):
         cli.build_runner(cfg, require_all=True)
 
@@ -427,24 +392,8 @@ def test_a_missing_data_set_is_told_by_the_real_command(tmp_path):
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """A folder with the sample data, tiny configs, and annotations of eight training images to learn by heart."""
     folder = tmp_path_factory.mktemp("ground")
-    data = prepare(folder / "data/sample")
-    coco = json.loads((data / "coco/annotations/instances_train2017.json").read_text())
-    coco["images"] = coco["images"][:8]
-    kept = {image["id"] for image in coco["images"]}
-    coco["annotations"] = [mark for mark in coco["annotations"] if mark["image_id"] in kept]
-    (folder / "eight.json").write_text(json.dumps(coco))
-    config(folder, DETECTOR, "detector.py")
-    config(folder, SEGMENTOR, "segmentor.py")
-    by_heart = [
-        *(f"{split}_dataloader.dataset.ann_file={folder}/eight.json" for split in ("train", "val", "test")),
-        *(f"{split}_dataloader.dataset.data_prefix.img=train2017/" for split in ("val", "test")),
-        *(f"{split}_evaluator.ann_file={folder}/eight.json" for split in ("val", "test")),
-    ]
-    schedule = ["param_scheduler=None", "optim_wrapper.optimizer.lr=3e-3", "train_cfg.val_interval=40"]
-    options = ["--cfg-options", *IN_PROCESS, *by_heart, *schedule, "default_hooks.checkpoint.interval=40"]
-    return SimpleNamespace(folder=folder, options=options)
+    return SimpleNamespace(folder=folder, options=write_ground(folder))
 
 
 @pytest.fixture(scope="module")

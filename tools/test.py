@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmcare.cli import build_runner, check_checkpoint, config_parser, load_config, run, task_of
+from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser, task_of
+from mmcare.config import innermost_datasets
 from mmcare.errors import UserError
 from mmcare.preflight import check_inputs
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> Namespace:
-    parser = config_parser("Test a detector or a segmentor.")
+    parser = run_parser("Test a detector or a segmentor.")
     parser.add_argument("checkpoint", help="checkpoint file, or its address")
     parser.add_argument(
         "--out",
@@ -35,7 +36,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
+    cfg = load_run_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
     detection = task_of(cfg) == "detection"
     if args.show or args.show_dir:
         visualize(cfg, args, detection)
@@ -82,7 +83,8 @@ def augment(cfg: Config, detection: bool) -> None:
     elif not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
         raise UserError(f"--tta needs tta_model and tta_pipeline, and in segmentation {cfg.filename} must have them")
     cfg.model = dict(cfg.tta_model, module=cfg.model)
-    innermost_dataset(cfg).pipeline = cfg.tta_pipeline
+    for dataset in innermost_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def set_default_tta(cfg: Config) -> None:
@@ -96,15 +98,8 @@ def set_default_tta(cfg: Config) -> None:
         flip = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
         meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
         pack = [dict(type="PackDetInputs", meta_keys=meta_keys)]
-        pipeline = deepcopy(innermost_dataset(cfg).pipeline)
+        pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset)).pipeline)
         cfg.tta_pipeline = [*pipeline[:-1], dict(type="TestTimeAug", transforms=[flip, pack])]
-
-
-def innermost_dataset(cfg: Config) -> dict[str, Any]:
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    return dataset
 
 
 def write_label_maps(cfg: Config, folder: str) -> None:

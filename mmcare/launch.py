@@ -1,0 +1,57 @@
+"""torchrun for the tools: ``python -m mmcare.launch --nproc-per-node=2 tools/train.py CONFIG --launcher pytorch``.
+
+The options are torchrun's, and the environment variables MMDetection's. Where a process of the run has told what is
+wrong, torchrun adds a report and a stack trace of its own; here the sentence stays the last word.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from .cli import run
+from .errors import UserError
+from .stack import check_stack
+
+
+def main() -> None:
+    try:
+        from torch.distributed import DistNetworkError
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import main as torchrun
+    except ImportError:
+        check_stack()
+        raise
+    # It would log which process failed with which status, and then raise an error that says the same.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torchrun and MMEngine do the same, and say so at length
+        os.environ.setdefault(name, "1")
+    try:
+        torchrun([*_rendezvous(), *sys.argv[1:]])
+    except ChildFailedError as error:
+        told = any(failure.exitcode == 2 for failure in error.failures.values())  # see mmcare.cli.run
+        sys.exit(2 if told else str(error))
+    except DistNetworkError as error:
+        raise UserError(f"the processes cannot be connected, see to MASTER_ADDR and PORT: {error}") from error
+
+
+def _rendezvous() -> list[str]:
+    """torchrun's options for how the machines find each other, from NNODES, NODE_RANK, MASTER_ADDR and PORT."""
+    defaults = {"NNODES": 1, "NODE_RANK": 0, "PORT": 29500}
+    numbers = {name: os.environ.get(name, str(default)) for name, default in defaults.items()}
+    for name, number in numbers.items():
+        if not number.isdecimal():
+            raise UserError(f"{name}={number} is not possible: give a whole number")
+    if int(numbers["NNODES"]) == 1 and "PORT" not in os.environ:
+        return ["--standalone"]  # on a port that is free
+    return [
+        f"--nnodes={numbers['NNODES']}",
+        f"--node-rank={numbers['NODE_RANK']}",
+        f"--master-addr={os.environ.get('MASTER_ADDR', '127.0.0.1')}",
+        f"--master-port={numbers['PORT']}",
+    ]
+
+
+if __name__ == "__main__":
+    run(main)
