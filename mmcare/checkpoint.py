@@ -357,15 +357,12 @@ def load_pretrained(
     check_fit(own, state, f"{checkpoint}", model, require_all=False)
     backbone.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unbuilt = tuple(f"stages.{i}." for i in range(backbone.built_stages, 4)) + tuple(
-        f"out_norms.{i}." for i in range(4) if i not in backbone.out_indices
-    )
     print_log(f"{model}: took {which} of {checkpoint}", logger="current")
     if missing:
         print_log(
             f"{model}: not in {checkpoint}, left at their start: {list_names(missing)}", "current", logging.WARNING
         )
-    log_unused(own, state, f"{model}: in {checkpoint}", unbuilt)
+    log_unused(own, state, f"{model}: in {checkpoint}", backbone.unbuilt_parts)
 
 
 def _named(checkpoint: str | Path, function: Any, *args: Any) -> Any:

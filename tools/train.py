@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmcare.cli import build_runner, check_checkpoint, config_parser, load_config, run
+from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser
 from mmcare.errors import UserError
 from mmcare.preflight import check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def parse_args() -> Namespace:
-    parser = config_parser("Train a detector or a segmentor.")
+    parser = run_parser("Train a detector or a segmentor.")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision (on a CPU: in bfloat16)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
@@ -32,7 +37,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
+    cfg = load_run_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     if args.auto_scale_lr:
         scale_lr(cfg)
     if args.resume:
@@ -41,10 +46,41 @@ def main() -> None:
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
     refuse_overwriting(cfg)
+    logging.raiseExceptions = False  # on a full disk, the log would print a stack trace for each of its lines
+    try:
+        train(cfg, args.amp)
+    except KeyboardInterrupt:
+        from mmengine.dist import is_main_process
+
+        if is_main_process():
+            print(f"interrupted: --resume continues from the last checkpoint in {cfg.work_dir}", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as in shells
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise UserError(
+            f"{error.filename or cfg.work_dir} could not be written ({error.strerror}): make room, and continue from "
+            "the last checkpoint, which is whole, with --resume"
+        ) from error
+
+
+def train(cfg: Config, amp: bool) -> None:
+    from mmcare.hooks import FiniteLossHook
+    from mmcare.resume import choose_checkpoint
+    from mmcare.saving import guard_checkpoint_saving
+
+    checkpoint, note = choose_checkpoint(cfg) if cfg.get("resume") else (None, None)
     check_inputs(cfg, splits=("train", "val"), weights=True)
-    if args.amp:
+    if amp:
         enable_amp(cfg)
-    build_runner(cfg, require_all=cfg.get("resume", False)).train()
+    guard_checkpoint_saving(cfg)
+    runner = build_runner(cfg, require_all=cfg.get("resume", False))
+    runner.register_hook(FiniteLossHook())
+    if note:
+        runner.logger.warning(note)
+    if checkpoint:
+        runner._load_from = checkpoint  # MMEngine itself would take what last_checkpoint names, be it half a file
+    runner.train()
 
 
 def scale_lr(cfg: Config) -> None:

@@ -174,6 +174,12 @@ class PyramidBackbone(BaseModule):
         """Stages that the asked-for maps need."""
         return max(self.out_indices) + 1
 
+    @property
+    def unbuilt_parts(self) -> tuple[str, ...]:
+        """How the names start of parameters that the whole network has, and one that gives the asked-for maps not."""
+        stages = tuple(f"stages.{i}." for i in range(self.built_stages, NUM_STAGES))
+        return stages + tuple(f"out_norms.{i}." for i in range(NUM_STAGES) if i not in self.out_indices)
+
     def _drop_path_rates(self) -> list[list[float]]:
         """Stochastic depth's rate for each block of each stage of the whole network, built or not."""
         depths = self.arch["depths"]

@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's Runner."""
+"""What a checkpoint must hold to be loaded into a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from .checkpoint import check_fit, log_unused
-from .models.base import PyramidBackbone
-from .registry import HOOKS
+from ..checkpoint import check_fit, log_unused
+from ..models.base import PyramidBackbone
+from ..registry import HOOKS
 
 
 @HOOKS.register_module()
@@ -36,11 +36,16 @@ class CheckpointFitHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state = dict(checkpoint["state_dict"])
+        state = checkpoint["state_dict"]
+        unbuilt: tuple[str, ...] = ()
         for name, module in model.named_modules():
             if isinstance(module, PyramidBackbone):
-                module.translate_names(state, f"{name}." if name else "")
+                prefix = f"{name}." if name else ""
+                module.translate_names(state, prefix)
+                unbuilt += tuple(prefix + part for part in module.unbuilt_parts)
         own = model.state_dict()
         source = str(runner._load_from or "the checkpoint")
         check_fit(own, state, source, f"the {type(model).__name__} of this config", self.require_all)
-        log_unused(own, state, f"in {source}")
+        log_unused(own, state, f"in {source}", unbuilt)
+        for name in [name for name in state if name not in own]:
+            del state[name]  # or MMEngine would tell of it once more, and without telling what is as it should be

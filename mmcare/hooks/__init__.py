@@ -1,0 +1,7 @@
+"""Hooks for MMEngine's Runner."""
+
+from .checkpoint_fit import CheckpointFitHook
+from .finite_loss import FiniteLossHook
+from .safe_checkpoint import SafeCheckpointHook
+
+__all__ = ["CheckpointFitHook", "FiniteLossHook", "SafeCheckpointHook"]

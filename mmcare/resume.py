@@ -1,0 +1,134 @@
+"""Which checkpoint an interrupted training goes on from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile, is_zipfile
+
+from .checkpoint import read_checkpoint
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_POINTER = "last_checkpoint"
+"""The file in the work folder from which MMEngine learns what to resume from."""
+
+
+def choose_checkpoint(cfg: Config) -> tuple[str | None, str | None]:
+    """Settles which checkpoint a config with ``resume=True`` goes on from.
+
+    That is the one that it names in ``load_from``, or else the newest one in the work folder that is whole. A config
+    without a random seed gets the checkpoint's, in place, as the samplers order the training images by it.
+
+    Returns:
+        The checkpoint, None where there is none and where it is not a local file, which MMEngine then finds itself;
+        and a sentence for the log where it is not the one that ``last_checkpoint`` names, None otherwise.
+
+    Raises:
+        UserError: there are checkpoints but none is whole, the one that the config names is not, or what the chosen
+            one holds is not all that a training needs to go on.
+    """
+    path, note = cfg.get("load_from"), None
+    if path:
+        damage = find_damage(path) if is_zipfile(path) else None
+        if damage:
+            raise UserError(f"{damage}: --resume without a file finds the newest checkpoint that is whole")
+    else:
+        pointer = Path(cfg.work_dir) / _POINTER
+        name = pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+        if name and ("://" in name or Path(name).is_dir()):  # a server's file, or DeepSpeed's folder
+            return None, None
+        path, faults = _newest_whole(cfg, pointer, name)
+        if path is None:
+            return None, f"{_folder(cfg)} has no checkpoint to resume from, so the training starts at its beginning"
+        if faults:
+            note = f"{'; '.join(faults)}: resuming from the newest checkpoint that is whole, {path}"
+    checkpoint = read_checkpoint(path)
+    _check_state(checkpoint, path, cfg)
+    randomness = cfg.get("randomness") or {}
+    if randomness.get("seed") is None:
+        cfg.randomness = {**randomness, "seed": checkpoint["meta"].get("seed")}
+    return str(path), note
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Why a file that ``torch.save`` wrote is not whole, None if it is.
+
+    All of it is read and its checksums are compared, which torch does not do.
+    """
+    try:
+        with ZipFile(path) as archive:
+            part = archive.testzip()
+    except Exception as error:  # damage may come to light anywhere in zipfile
+        return f"{path} is damaged or cut short ({os.path.getsize(path):,} bytes; {error})"
+    return part and f"{path} is damaged (in its part {part})"
+
+
+def _newest_whole(cfg: Config, pointer: Path, name: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from, None where there are none, and what is wrong with what would have come first."""
+    faults = []
+    named = None
+    if name:
+        # The folder may have been moved since, or the path may start at another folder than this one.
+        named = next((path for path in (_folder(cfg) / Path(name).name, Path(name)) if path.is_file()), None)
+    if name is not None and named is None:
+        faults.append(f"{pointer} names {name}, which does not exist" if name else f"{pointer} is empty")
+    paths = _newest_first(cfg, pointer, named)
+    for path in paths:
+        damage = find_damage(path)
+        if damage is None:
+            return path, faults
+        faults.append(damage)
+    if faults:
+        raise UserError(
+            f"no checkpoint in {_folder(cfg)} is whole ({'; '.join(faults)}): train anew with another --work-dir, or "
+            "name a checkpoint that is elsewhere with --resume CHECKPOINT"
+        )
+    return None, faults
+
+
+def _newest_first(cfg: Config, pointer: Path, named: Path | None) -> list[Path]:
+    """The checkpoints to try, by the number in their names: the one that ``last_checkpoint`` names, then those before.
+
+    Ahead of them comes what was saved after ``last_checkpoint`` was written, by a process that was killed in between.
+    Other higher numbers are of a training that was given up when an earlier checkpoint was resumed from.
+    """
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    template = hook.get("filename_tmpl") or ("epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth")
+    pattern = re.escape(template).replace(r"\{\}", r"(\d+)")
+    numbers = {path: int(found[1]) for path in _folder(cfg).glob("*") if (found := re.fullmatch(pattern, path.name))}
+    paths = sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    if named is None:
+        return paths
+    written = pointer.stat().st_mtime_ns
+    last = numbers.get(named, max(numbers.values(), default=0) + 1)
+    newer = [path for path in paths if numbers[path] > last and path.stat().st_mtime_ns > written]
+    return [*newer, named, *(path for path in paths if numbers[path] < last)]
+
+
+def _folder(cfg: Config) -> Path:
+    """Where CheckpointHook saves: in the work folder, or in one of its name elsewhere."""
+    out_dir = ((cfg.get("default_hooks") or {}).get("checkpoint") or {}).get("out_dir")
+    return Path(out_dir) / Path(cfg.work_dir).name if out_dir else Path(cfg.work_dir)
+
+
+def _check_state(checkpoint: dict[str, Any], path: str | Path, cfg: Config) -> None:
+    """Refuses a checkpoint without all that MMEngine needs to go on, some of which it would silently start anew."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), dict) else {}
+    instead = f"start from its weights instead, without --resume and with --cfg-options load_from={path}"
+    if "optimizer" in checkpoint and "message_hub" not in checkpoint:
+        raise UserError(
+            f"{path} is of another trainer, such as MMDetection 2.x, whose training cannot be resumed: {instead}"
+        )
+    lacking = [name for name in ("epoch", "iter") if name not in meta]
+    needed = ["message_hub", "optimizer", *(["param_schedulers"] if cfg.get("param_scheduler") else [])]
+    lacking += [name for name in needed if name not in checkpoint]
+    if lacking:
+        raise UserError(
+            f"{path} holds weights but not the state of their training ({', '.join(lacking)}), as is usual for "
+            f"published checkpoints and best_*.pth: resume from an epoch_*.pth or iter_*.pth, or {instead}"
+        )
