@@ -92,9 +92,8 @@ def _make(root: Path, final: Path, recipe: Recipe) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     """Give the finished folder its name, unless another process was faster."""
-    if _is_complete(final):
-        return
-    if (final / _MARKER).is_file():  # ours, but files have been deleted from it
+    # In this order: a folder that another process puts there in between is complete and stays.
+    if (final / _MARKER).is_file() and not _is_complete(final):  # ours, but files have been deleted from it
         _remove(final)
     try:
         os.rename(temporary, final)

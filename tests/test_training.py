@@ -1,0 +1,183 @@
+"""Every config in configs/ builds, trains for a step with a gradient for every parameter, predicts and is evaluated.
+
+The gradients are read from the optimizer: after AdamW's first step it holds a tenth of each, clipped, as ``exp_avg``,
+in a checkpoint too, and nothing for a parameter that had none. Such a parameter would stop training on several GPUs.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, set_random_seed
+
+from mmcare.checkpoint import read_checkpoint
+from mmcare.sample import prepare
+from mmcare.sample.overlay import overlay_sample
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {path.stem: path for path in sorted(ROOT.glob("configs/*/*_ca*_*.py"))}
+METRICS = {
+    "retinanet": ["coco/bbox_mAP", "coco/bbox_AR@100"],
+    "mask_rcnn": ["coco/bbox_mAP", "coco/bbox_AR@100", "coco/segm_mAP", "coco/segm_AR@100"],
+    "semantic_fpn": ["aAcc", "mIoU", "mAcc"],
+    "upernet": ["aAcc", "mIoU", "mAcc"],
+}
+BY_COMMAND = [f"{head}_{backbone}" for head in METRICS for backbone in ("care_s0", "casvit_xs")]
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+IMAGES = 2
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A folder with the sample data, and what makes of a run on it a single step and a short evaluation."""
+    folder = tmp_path_factory.mktemp("ground")
+    data = prepare(folder / "data/sample")
+    coco = json.loads((data / "coco/annotations/instances_val2017.json").read_text())
+    coco["images"] = coco["images"][:IMAGES]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [mark for mark in coco["annotations"] if mark["image_id"] in kept]
+    (folder / "few.json").write_text(json.dumps(coco))
+
+    every = {"train_dataloader.batch_size": IMAGES, "default_hooks.checkpoint.save_best": None}
+    for split in ("train", "val", "test"):
+        every |= {f"{split}_dataloader.num_workers": 0, f"{split}_dataloader.persistent_workers": False}
+        every |= {f"{split}_dataloader.dataset.indices": IMAGES}
+    detection = {**every, "train_cfg.max_epochs": 1}
+    for split in ("val", "test"):
+        detection |= {f"{split}_evaluator.ann_file": f"{folder}/few.json"}
+        detection |= {f"{split}_evaluator.metric_items": ["mAP", "AR@100"]}
+    segmentation = {**every, "train_cfg.max_iters": 1}
+    return SimpleNamespace(
+        folder=folder,
+        data=data,
+        short={
+            "retinanet": {**detection, "model.test_cfg.score_thr": 0.0},  # an untrained one is sure of nothing
+            "mask_rcnn": {**detection, "model.test_cfg.rcnn.max_per_img": 20},  # each mask takes time
+            "semantic_fpn": segmentation,
+            "upernet": segmentation,
+        },
+    )
+
+
+def head_of(name):
+    return next(head for head in METRICS if name.startswith(head))
+
+
+def config_on_samples(name, ground):
+    cfg = Config.fromfile(CONFIGS[name])
+    overlay_sample(cfg, ground.data)
+    cfg.merge_from_dict(ground.short[head_of(name)])
+    return cfg
+
+
+def gradients_of(model, optimizer):
+    return {name: optimizer.state.get(parameter, {}).get("exp_avg") for name, parameter in model.named_parameters()}
+
+
+def gradients_in(checkpoint):
+    """The same by a checkpoint, whose optimizer numbers the parameters in the model's order."""
+    weights = {name: weight for name, weight in checkpoint["state_dict"].items() if not name.endswith(BUFFERS)}
+    optimizer = checkpoint["optimizer"]
+    numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+    found = [optimizer["state"].get(number, {}).get("exp_avg") for number in numbers]
+    gradients = dict(zip(weights, found, strict=True))
+    assert all(g is None or g.shape == weights[name].shape for name, g in gradients.items())
+    return gradients
+
+
+def assert_every_gradient(gradients, may_vanish=None):
+    """Every parameter has a finite gradient, and not zeros only, except where its name fits ``may_vanish``."""
+    wrong = {}
+    for name, gradient in gradients.items():
+        if gradient is None:
+            wrong[name] = "none"
+        elif not gradient.isfinite().all():
+            wrong[name] = "not finite"
+        elif not gradient.any() and not (may_vanish and re.fullmatch(may_vanish, name)):
+            wrong[name] = "zero"
+    assert wrong == {}
+
+
+# With --sample the backbones' batch norms use the batch's own statistics, and take away what a bias before them adds to
+# a channel. What remains of its gradient is rounding error, which may be zero.
+CANCELLED = r"backbone\..*\.bias"
+
+
+def assert_metrics(name, metrics):
+    """The metrics are those of the config's head (MMDetection has none where nothing is predicted) and possible."""
+    assert sorted(metrics) == sorted(METRICS[head_of(name)])
+    for key, value in metrics.items():
+        assert 0 <= value <= (1 if key.startswith("coco/") else 100), (key, value)
+
+
+# -- as configured -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_model_and_the_optimizer_of_the_config_take_a_step(name, ground):
+    samples = config_on_samples(name, ground)
+    cfg = Config.fromfile(CONFIGS[name])
+    # A block that drop path leaves out for all of the two images has no gradient, and rightly so.
+    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
+    # The samples' size, and how many proposals Mask R-CNN learns from
+    cfg.model.update(data_preprocessor=samples.model.data_preprocessor, train_cfg=samples.model.train_cfg)
+    init_default_scope(cfg.default_scope)
+    set_random_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    model.train()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batch = next(iter(Runner.build_dataloader(samples.train_dataloader, seed=0)))
+    model.train_step(batch, wrapper)
+    assert_every_gradient(gradients_of(model, wrapper.optimizer))
+
+
+# -- on the sample data ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in BY_COMMAND])
+def test_the_runner_trains_and_evaluates_on_the_sample_data(name, ground, tmp_path):
+    cfg = config_on_samples(name, ground)
+    cfg.work_dir, cfg.log_level = str(tmp_path), "ERROR"
+    cfg.default_hooks.checkpoint = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 1
+    assert_every_gradient(gradients_of(runner.model, runner.optim_wrapper.optimizer), CANCELLED)
+    scalars = runner.message_hub.log_scalars
+    assert_metrics(name, {key: scalars[f"val/{key}"].current() for key in METRICS[head_of(name)]})
+
+
+def succeed(tool, name, *args, ground):
+    settings = [f"{key}={value}" for key, value in ground.short[head_of(name)].items()]
+    command = [sys.executable, ROOT / f"tools/{tool}.py", CONFIGS[name], *args, "--sample", "--cfg-options", *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # several that wait for each other take longer on a small machine
+    done = subprocess.run(command, cwd=ground.folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
+
+
+def printed_metrics(log, split):
+    line = [line for line in log.splitlines() if f"({split})" in line][-1]
+    values = dict(re.findall(r"(\S+): (-?[\d.]+|nan)", line.partition(f"({split})")[2]))
+    return {key: float(value) for key, value in values.items() if key not in ("data_time", "time")}
+
+
+@pytest.mark.parametrize("name", BY_COMMAND)
+def test_the_commands_train_and_test_on_the_sample_data(name, ground):
+    trained = printed_metrics(succeed("train", name, ground=ground), "val")
+    assert_metrics(name, trained)
+    path = Path((ground.folder / "work_dirs" / name / "last_checkpoint").read_text())
+    assert_every_gradient(gradients_in(read_checkpoint(path)), CANCELLED)
+    assert printed_metrics(succeed("test", name, path, ground=ground), "test") == trained
+    path.unlink()  # hundreds of megabytes, which pytest would keep
