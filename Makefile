@@ -63,9 +63,10 @@ demo: setup
 	@echo "Curves:     $(DEMO)/curves.png"
 	@echo "Checkpoint: $$(cat $(DEMO)/last_checkpoint)"
 
-# Where the cores are busy, threads that spin while they wait for each other take many times longer.
+# A process for each core, of one thread each: threads that wait for a core of another process take many times longer.
+# A file stays in one process, for what its tests share.
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -117,19 +117,15 @@ def write(target: Path, content: bytes) -> None:
     """Writes a file that is there as a whole or not at all, and never in another's place."""
     if target.exists() and target.read_bytes() != content:
         raise UserError(f"{target} exists and is another file: move it away, or give another name")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    from mmcare.saving import whole_file
+
     try:
-        with partial.open("xb") as file:
+        with whole_file(target) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise UserError(
             f"{target} cannot be written, {len(content) / 2**20:.1f} MiB: {error.strerror or error}"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
