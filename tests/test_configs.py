@@ -206,3 +206,19 @@ def test_the_sample_data_goes_over_it(name):
     heads += list((cfg.model.get("roi_head") or {}).values())
     classes = {head.num_classes for head in heads if isinstance(head, dict) and "num_classes" in head}
     assert classes == {len(cfg.train_dataloader.dataset.metainfo.classes)}
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith(MODELS_BY_TASK["segmentation"])])
+def test_the_sample_data_keeps_the_size_and_the_hue_that_tell_its_classes(name):
+    cfg = read(name)
+    overlay_sample(cfg, Path("somewhere"))
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps["RandomResize"].ratio_range == (0.9, 1.1)
+    assert steps["PhotoMetricDistortion"].hue_delta <= 2  # of OpenCV's 180; the classes' hues are 45 apart
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("upernet")])
+def test_from_scratch_a_neck_has_group_norm(name):
+    cfg = read(name)
+    overlay_sample(cfg, Path("somewhere"))
+    assert cfg.model.neck.norm_cfg == dict(type="GN", num_groups=32)
