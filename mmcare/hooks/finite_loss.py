@@ -29,7 +29,11 @@ class FiniteLossHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Watches what the model's forward pass returns, which is also there in distributed and compiled training."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.register_forward_hook(partial(self._check, runner), with_kwargs=True)
+        self._watch = model.register_forward_hook(partial(self._check, runner), with_kwargs=True)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leaves the model as it was: it may be copied, which a Runner cannot be."""
+        self._watch.remove()
 
     def _check(self, runner: Runner, model: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> None:
         if kwargs.get("mode") != "loss":
