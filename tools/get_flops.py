@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
-from mmcare.cli import Parser, add_cfg_options, load_config, run, task_of
-from mmcare.errors import UserError
+from mmcare.cli import Parser, add_cfg_options, run
+from mmcare.counting import build, count, padded_shape
 from mmcare.stack import check_stack
-
-if TYPE_CHECKING:
-    from torch import nn
-
-SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "backbone": (512, 512)}
-"""Height and width of the image, unless ``--shape`` says otherwise."""
-
-DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
 
 
 def parse_args() -> Namespace:
@@ -54,112 +44,6 @@ def main() -> None:
     if hasattr(model, "roi_head"):
         proposals, masks = (model.test_cfg[stage].max_per_img for stage in ("rpn", "rcnn"))
         print(f"RoI heads: for {proposals} proposals and {masks} masks, as many as the config allows")
-
-
-def build(name: str, cfg_options: dict[str, Any] | None = None) -> tuple[nn.Module, tuple[int, int]]:
-    """The model that the command line names, in eval mode, and the usual shape of an image for it.
-
-    Raises:
-        UserError: there is no such config or backbone, it cannot be built, or it has no settings to change.
-    """
-    from mmengine.registry import MODELS, init_default_scope
-
-    if name.endswith(".py"):
-        cfg = load_config(Namespace(config=name, sample=False, cfg_options=cfg_options), parts=("model",))
-        init_default_scope(cfg.default_scope)
-        model = MODELS.build(cfg.model)
-        model.eval()  # not in one expression, as some frameworks' train() returns nothing
-        return model, SHAPES[task_of(cfg)]
-
-    if cfg_options:
-        raise UserError(f"--cfg-options changes a config, which {name} is not: give one, or leave the option out")
-    kind, colon, arch = name.partition(":")
-    try:
-        found = MODELS.get(kind)
-    except ImportError as error:  # of an mm package that is not installed
-        raise UserError(f"{kind} cannot be had: {error}") from error
-    if found is None:
-        raise UserError(f"{name} is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1")
-    try:
-        backbone = MODELS.build(dict(type=kind, **({"arch": arch} if colon else {})))
-    except TypeError as error:
-        raise UserError(f"{name} is not a backbone that an arch alone describes: give a config ({error})") from error
-    backbone.eval()
-    return backbone, SHAPES["backbone"]
-
-
-def padded_shape(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """The size that a detector's preprocessor pads an image of this size to."""
-    divisor = getattr(getattr(model, "data_preprocessor", None), "pad_size_divisor", 1)
-    return (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
-
-
-def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
-    """Counts a model's parameters and its MACs for one image.
-
-    The tensors are fake ones, with shapes and no values: nothing is computed, so that size costs neither time nor
-    memory.
-
-    Args:
-        model: a detector or a segmentor with a backbone, perhaps a neck, and heads; or a backbone.
-        height, width: of the image in pixels, before the preprocessor's padding.
-
-    Returns:
-        (name, parameters, MACs) of each part, and then of the whole.
-
-    Raises:
-        UserError: the model has parts that no image's way leads through here.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    rows = []
-    counted = set()
-
-    def measure(name: str, part: nn.Module, maps: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            out = part(maps)
-        parameters = {id(parameter): parameter.numel() for parameter in part.parameters()}
-        counted.update(parameters)
-        # The counter has two operations for each multiply-accumulate.
-        rows.append((name, sum(parameters.values()), counter.get_total_flops() // 2))
-        return out
-
-    backbone = getattr(model, "backbone", model)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        image = torch.empty(1, getattr(backbone, "in_channels", 3), *padded_shape(model, height, width))
-        maps = measure("backbone", backbone, image)
-        if getattr(model, "neck", None) is not None:
-            maps = measure("neck", model.neck, maps)
-        for name in DENSE_HEADS:
-            head = getattr(model, name, None)
-            if head is not None and not isinstance(head, torch.nn.ModuleList):
-                measure(name, head, maps)
-        for name, head, shape in roi_heads(model):
-            measure(name, head, torch.empty(shape))
-
-    uncounted = {name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in counted}
-    if uncounted:
-        raise UserError(
-            f"this tool cannot count {', '.join(sorted(uncounted))} of a {type(model).__name__}: it knows backbones, "
-            "necks, dense heads and the RoI heads of Faster and Mask R-CNN"
-        )
-    if len(rows) > 1:
-        rows.append(("whole model", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    return rows
-
-
-def roi_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, module and input shape of a two-stage detector's heads, for as many regions as its config lets pass."""
-    limits = {"bbox": "rpn", "mask": "rcnn"}
-    for kind, before in limits.items():
-        roi_head = getattr(model, "roi_head", None)
-        extractor = getattr(roi_head, f"{kind}_roi_extractor", None)
-        if hasattr(extractor, "roi_layers"):  # a cascade has a list of extractors
-            regions = model.test_cfg[before].max_per_img
-            shape = (regions, extractor.out_channels, *extractor.roi_layers[0].output_size)
-            yield f"roi_head.{kind}_head", getattr(roi_head, f"{kind}_head"), shape
 
 
 if __name__ == "__main__":
