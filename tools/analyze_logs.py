@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from mmcare.cli import Parser, run
 from mmcare.errors import UserError
+from mmcare.pictures import write_picture
 
 FORMATS = (".png", ".svg", ".pdf", ".jpg")
 _NOT_METRICS = {"step", "time", "data_time"}
@@ -165,18 +164,6 @@ def draw(curves: Curves, title: str):
         panel.grid(alpha=0.3)
         panel.legend()
     return figure
-
-
-def write_picture(figure, path: Path) -> None:
-    """Writes the picture whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
-            figure.savefig(unfinished, dpi=120)
-            os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":
