@@ -1,0 +1,175 @@
+"""Measure models side by side: ``python tools/benchmark.py CONFIG|BACKBONE|PEER … [--forms FORM …]``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from mmcare.cli import Parser, run
+from mmcare.errors import UserError
+from mmcare.stack import check_stack
+
+
+def parse_args() -> Namespace:
+    check_stack()
+    from mmcare.benchmark.subjects import FORMS, PEERS, STEPS
+
+    parser = Parser(
+        description="Measure time and memory of models side by side in one run: a table, a CSV file and plots.",
+        epilog="Forms: eager, or steps joined by +. "
+        + "; ".join(f"{step}: {text}" for step, text in STEPS.items())
+        + ". Unless --forms says otherwise: "
+        + "; ".join(f"in {mode} {', '.join(forms)}" for mode, forms in FORMS.items())
+        + ".",
+    )
+    parser.add_argument(
+        "subjects",
+        nargs="*",
+        metavar="SUBJECT",
+        help="config file; CONFIG@PEER, the config with that peer as its backbone; backbone as TYPE:ARCH, such as "
+        f"mmcare.CARE:s1 or mmcare.CARE:s1,with_cp=True; or one of the peers {', '.join(PEERS)}",
+    )
+    parser.add_argument("--forms", nargs="+", metavar="FORM", help="the forms to measure (see below)")
+    parser.add_argument("--train", action="store_true", help="measure a forward and a backward pass, norms frozen")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="height and width of the images, or one number for both (default: 800 1333 in detection, else 512 512)",
+    )
+    size.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="measure at each of these, square")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds of timing (default: 20)")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed calls before the first round (default: 2)")
+    parser.add_argument(
+        "--baseline",
+        nargs=2,
+        metavar=("SUBJECT", "FORM"),
+        help="what to give each speed as a multiple of (default: the plain form of the same network)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="CSV file to write (default: work_dirs/benchmark/<name of the run>.csv)"
+    )
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw accuracy.png and sizes.png there")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--compare", type=Path, nargs="+", metavar="CSV", help="measure nothing: show what earlier runs have measured"
+    )
+    instead.add_argument(
+        "--profile", action="store_true", help="instead of the table, where one subject spends its time in each form"
+    )
+    args = parser.parse_args()
+    for option in ("threads", "batch", "repeats"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            parser.error(f"--{option} is at least 1, not {value}")
+    if args.warmup < 0:
+        parser.error(f"--warmup is at least 0, not {args.warmup}")
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
+        parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, args.shape))}")
+    if args.sizes and (min(args.sizes) < 1 or len(set(args.sizes)) < len(args.sizes)):
+        parser.error(f"--sizes takes sides of images, in pixels, each once, not {' '.join(map(str, args.sizes))}")
+    if bool(args.compare) == bool(args.subjects):
+        parser.error("give either what to measure, such as mmcare.CARE:s1, or --compare with earlier runs' files")
+    ignored = {"compare": ("out",), "profile": ("out", "plots", "baseline")}
+    for instead_of, options in ignored.items():
+        for option in options if getattr(args, instead_of) else ():
+            if getattr(args, option):
+                parser.error(f"--{option} has no use with --{instead_of}")
+    repeated = next((name for name in args.subjects if args.subjects.count(name) > 1), None)
+    if repeated:
+        parser.error(f"{repeated} is given twice")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    from mmcare.benchmark.table import read_csv, text_table, write_csv
+
+    if args.compare:
+        rows = [row for path in args.compare for row in read_csv(path)]
+        print(text_table(rows, args.baseline and tuple(args.baseline)))
+        draw(rows, args.plots)
+        return
+    if args.out and args.out.exists():
+        raise UserError(f"{args.out} exists: move it away, or give another name")
+    steps = prepare(args)
+    if args.profile:
+        show_profiles(steps, args)
+        return
+    from mmcare.benchmark.run import run as measure
+
+    rows = measure(steps, args.device, args.repeats, args.warmup)
+    out = args.out or Path("work_dirs/benchmark") / f"{rows[0].run}.csv"
+    write_csv(rows, out)
+    print(text_table(rows, args.baseline and tuple(args.baseline)))
+    print(f"rows: {out}")
+    draw(rows, args.plots)
+
+
+def prepare(args: Namespace):
+    """The steps that the command line asks for, to be made one after the other.
+
+    Raises:
+        UserError: one of them is not possible.
+    """
+    import torch
+
+    from mmcare.benchmark.memory import limit_memory
+    from mmcare.benchmark.subjects import FORMS, check_form, plan, resolve
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs a GPU, and this machine has none that torch can use")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    forms = args.forms or FORMS["training" if args.train else "inference"]
+    whole = [form for form in forms if {"compiled", "cuda-graph"} & set(check_form(form, args.train, args.device))]
+    if args.profile and args.forms and whole:
+        raise UserError(f"{whole[0]} has no operators of its own to profile: give --forms that run eagerly")
+    if args.profile:
+        forms = [form for form in forms if form not in whole]
+    if args.baseline and not (args.baseline[0] in args.subjects and args.baseline[1] in forms):
+        raise UserError(f"the baseline {' '.join(args.baseline)} is not among the subjects and forms: add it to them")
+    subjects = [resolve(name) for name in args.subjects]
+    shapes = [(side, side) for side in args.sizes or ()]
+    if args.shape:
+        shapes = [(args.shape[0], args.shape[-1])]
+    for subject in subjects:
+        for shape in shapes or [subject.shape]:
+            subject.cost(subject.parts[0], *shape)  # which refuses an image that is too small, before anything runs
+    if args.device == "cpu":
+        limit_memory()
+    return plan(subjects, forms, args.batch, shapes, args.device, args.train)
+
+
+def show_profiles(steps, args: Namespace) -> None:
+    from mmcare.benchmark.profiling import limits, profile, profile_table
+
+    ceiling, bandwidth = limits(args.device, args.repeats)
+    for step in steps:
+        print(f"{step}, batch {args.batch}")
+        print(profile_table(profile(step, args.device, args.repeats), ceiling, bandwidth), end="\n\n")
+
+
+def draw(rows, folder: Path | None) -> None:
+    """Draws what there is to draw, and says where it is."""
+    if folder is None:
+        return
+    from mmcare.benchmark.plots import by_size, draw_accuracy, draw_sizes, reported
+    from mmcare.pictures import write_picture
+
+    drawings = {"accuracy.png": draw_accuracy} if any(map(reported, rows)) else {}
+    if by_size(rows):
+        drawings["sizes.png"] = draw_sizes
+    for name, drawing in drawings.items():
+        write_picture(drawing(rows), folder / name)
+        print(f"plot: {folder / name}")
+    if not drawings:
+        raise UserError("there is nothing to draw: give --sizes, or a backbone of which an accuracy is reported")
+
+
+if __name__ == "__main__":
+    run(main)
