@@ -9,9 +9,14 @@ from typing import Any
 
 from .version import __version__
 
-_EXPORTS = {"CARE": "mmcare.models", "CASViT": "mmcare.models", "UserError": "mmcare.errors"}
+_EXPORTS = {
+    "CARE": "mmcare.models",
+    "CASViT": "mmcare.models",
+    "UserError": "mmcare.errors",
+    "reparameterize": "mmcare.reparameterization",
+}
 
-__all__ = ["CARE", "CASViT", "UserError", "__version__"]
+__all__ = ["CARE", "CASViT", "UserError", "__version__", "reparameterize"]
 
 
 def __getattr__(name: str) -> Any:

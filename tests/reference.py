@@ -40,6 +40,11 @@ def image() -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def relative_error(output: Tensor, wanted: Tensor) -> float:
+    """‖output − wanted‖ / ‖wanted‖, computed in float64."""
+    return float((output.double() - wanted.double()).norm() / wanted.double().norm())
+
+
 def _weight(name: str, shape: tuple[int, ...]) -> Tensor:
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
+from reference import relative_error
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,10 +31,6 @@ families = pytest.mark.parametrize("family", SMALLEST)
 def build(family, **kwargs):
     torch.manual_seed(0)
     return MODELS.build(dict(type=f"mmcare.{family}", **{**SMALLEST[family], **kwargs}))
-
-
-def relative_error(output, wanted):
-    return float((output.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 @pytest.mark.stack

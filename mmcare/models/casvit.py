@@ -12,11 +12,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from ..registry import MODELS
 from .base import PyramidBackbone, Stage, depthwise
+from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before
 
 
 class SpatialGate(nn.Module):
@@ -86,6 +88,48 @@ class AdditiveTokenMixer(nn.Module):
         similarity = self.similarity(self.query_context(query) + self.key_context(key))
         return self.project(similarity * value)
 
+    def fuse(self) -> FusedAdditiveTokenMixer:
+        return FusedAdditiveTokenMixer(self)
+
+
+class FusedAdditiveTokenMixer(nn.Module):
+    """The fast form of the additive token mixer: the context mappings of queries and keys run as one.
+
+    The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map.
+    """
+
+    def __init__(self, mixer: AdditiveTokenMixer) -> None:
+        super().__init__()
+        contexts = (mixer.query_context, mixer.key_context)
+        for context in contexts:
+            fold_norm_after(context.spatial.conv, context.spatial.norm)
+        channels = mixer.qkv.in_channels
+        weights = mixer.qkv.weight.split((2 * channels, channels))
+        biases = (None, None) if mixer.qkv.bias is None else mixer.qkv.bias.split((2 * channels, channels))
+        self.query_key, self.value = (conv_with(*pair) for pair in zip(weights, biases, strict=True))
+        convs = [context.spatial.conv for context in contexts]
+        weight, bias = (torch.cat([getattr(conv, name) for conv in convs]) for name in ("weight", "bias"))
+        self.spatial_conv = conv_with(weight, bias, groups=2 * channels, padding=convs[0].padding)
+        self.spatial_act = nn.ReLU(inplace=True)
+        # Two rows with zeros for the other branch's channels, which is faster than two groups
+        rows = torch.block_diag(*[context.spatial.fc.weight.flatten(1) for context in contexts])
+        self.spatial_fc = conv_with(rows[:, :, None, None], None)
+        channel = torch.stack([context.channel.fc.weight.detach().flatten(1).t() for context in contexts])
+        self.register_buffer("channel_weights", channel)  # (2, channels in, channels out)
+        self.similarity = mixer.similarity
+        self.project = mixer.project
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → the same shape."""
+        query_key = self.query_key(x)
+        spatial_gate = self.spatial_fc(self.spatial_act(self.spatial_conv(query_key))).sigmoid()  # (B, 2, H, W)
+        query_key = query_key.unflatten(1, (2, -1)) * spatial_gate.unsqueeze(2)  # (B, 2, channels, H, W)
+        means = query_key.mean((3, 4)).transpose(0, 1)  # (2, B, channels)
+        query_gate, key_gate = (means @ self.channel_weights).sigmoid()[..., None, None]
+        query, key = query_key.unbind(1)
+        context = (query * query_gate).addcmul_(key, key_gate)
+        return self.project(self.similarity(context).mul_(self.value(x)))
+
 
 class Integration(nn.Module):
     """Local integration: conv1×1(GELU(dw3×3(BN(conv1×1(x))))).
@@ -105,6 +149,12 @@ class Integration(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
         return self.fc2(self.act(self.conv(self.norm(self.fc1(x)))))
+
+    def fuse(self) -> Integration:
+        """Folds the norm into fc1's weights, before the depth-wise convolution pads its map with zeros."""
+        self.norm = fold_norm_after(self.fc1, self.norm)
+        self.act = InPlaceGELU()
+        return self
 
 
 class MLP(nn.Module):
@@ -148,6 +198,28 @@ class Block(nn.Module):
         x = x + self.integration(x)
         x = x + self.drop_path(self.token_mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def fuse(self) -> FusedBlock:
+        return FusedBlock(self)
+
+
+class FusedBlock(nn.Module):
+    """The fast form of a block: the norms are in the weights of the 1×1 convolutions that read them."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        fold_norm_before(block.norm1, block.token_mixer.qkv)
+        fold_norm_before(block.norm2, block.mlp.fc1)
+        block.mlp.act = InPlaceGELU()
+        self.integration = block.integration
+        self.token_mixer = block.token_mixer
+        self.mlp = block.mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → the same shape."""
+        for part in (self.integration, self.token_mixer, self.mlp):
+            x = add_to(part(x), x)
+        return x
 
 
 def _stage_name(match: re.Match) -> str:
@@ -246,3 +318,12 @@ class CASViT(PyramidBackbone):
 
     def _emit(self, index: int, x: Tensor) -> Tensor:
         return self.out_norms[str(index)](x)
+
+    def fuse(self) -> CASViT:
+        """Folds the norms of the stem and of the ways down; those of the outputs have no convolution to themselves."""
+        self.stem.norm1 = fold_norm_after(self.stem.conv1, self.stem.norm1)
+        self.stem.norm2 = fold_norm_after(self.stem.conv2, self.stem.norm2)
+        self.stem.act1.inplace = self.stem.act2.inplace = True
+        for stage in self.stages[1:]:
+            stage.downsample.norm = fold_norm_after(stage.downsample.conv, stage.downsample.norm)
+        return self
