@@ -109,7 +109,8 @@ def test_options_mean_what_they_mean_to_the_originals(parse, package, name, line
     expected = vars(parse(original, *args))
     if package == "mmseg" and name == "train":  # its --resume takes no path
         expected.update(resume="auto" if expected["resume"] else None, auto_scale_lr=False)
-    assert vars(parse({"train": train, "test": test}[name], *args)) == {**expected, "sample": False}
+    ours = {"sample": False, **({"reparameterize": False} if name == "test" else {})}
+    assert vars(parse({"train": train, "test": test}[name], *args)) == {**expected, **ours}
 
 
 def config(tmp_path, text, name="mine.py"):
@@ -408,21 +409,27 @@ def bbox_map(log):
 
 
 @pytest.mark.stack
-def test_a_tested_checkpoint_scores_what_training_said(ground, trained):
+@pytest.mark.parametrize("form", [[], ["--reparameterize"]], ids=["plain", "fast"])
+def test_a_tested_checkpoint_scores_what_training_said(ground, trained, form):
     checkpoint = trained.work_dir / "epoch_40.pth"
-    outputs = ["--out", "detections.pkl", "--show-dir", "pictures", "--work-dir", "tested"]
+    outputs = ["--out", "detections.pkl", "--show-dir", "pictures", "--work-dir", f"tested{len(form)}", *form]
     log = succeed("test", "detector.py", checkpoint, "--sample", *outputs, *ground.options, cwd=ground.folder)
+    assert ("fast form" in log) == bool(form)
     assert bbox_map(log) == bbox_map(trained.log)
     assert bbox_map(log) > 0.1  # an untrained detector has 0
     with (ground.folder / "detections.pkl").open("rb") as file:
         assert len(pickle.load(file)) == 8
-    assert len([*ground.folder.glob("tested/*/pictures/*")]) == 8
+    assert len([*ground.folder.glob(f"tested{len(form)}/*/pictures/*")]) == 8
 
 
 def test_augmented_testing(ground, trained):
     checkpoint = trained.work_dir / "epoch_40.pth"
-    log = succeed("test", "detector.py", checkpoint, "--sample", "--tta", *ground.options, cwd=ground.folder)
+    command = ["detector.py", checkpoint, "--sample", "--tta", *ground.options]
+    log = succeed("test", *command, cwd=ground.folder)
     assert bbox_map(log) > 0.1
+    fast = succeed("test", "--reparameterize", *command, cwd=ground.folder)
+    assert "fast form" in fast
+    assert bbox_map(fast) == bbox_map(log)
 
 
 @pytest.mark.stack
@@ -451,8 +458,11 @@ def test_a_segmentor_with_mixed_precision(ground):
     log = succeed("train", "segmentor.py", "--amp", *options, cwd=ground.folder)
     outputs = ["--out", "maps", "--show-dir", "drawn"]
     tested = succeed("test", "segmentor.py", "seg/iter_4.pth", *outputs, *options, cwd=ground.folder)
+    fast = succeed("test", "segmentor.py", "seg/iter_4.pth", "--reparameterize", *options, cwd=ground.folder)
+    assert "fast form" in fast
     mean_iou = r"mIoU: (\S+)"
-    assert re.findall(mean_iou, tested)[-1] == re.findall(mean_iou, log)[-1]
+    for other in (tested, fast):
+        assert re.findall(mean_iou, other)[-1] == re.findall(mean_iou, log)[-1]
     assert len([*ground.folder.glob("maps/*.png")]) == 4
     assert len([*ground.folder.glob("drawn/vis_data/vis_image/*.png")]) == 4
 

@@ -31,6 +31,7 @@ def parse_args() -> Namespace:
     )
     parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each picture (default: 2)")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    parser.add_argument("--reparameterize", action="store_true", help="test with the model's fast form")
     return parser.parse_args()
 
 
@@ -46,6 +47,8 @@ def main() -> None:
         raise UserError(f"--out writes a pickle in detection: give a name that ends in .pkl instead of {args.out}")
     if args.out and not detection:
         write_label_maps(cfg, args.out)
+    if args.reparameterize:
+        switch_to_fast_form(cfg)
     check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False
@@ -100,6 +103,12 @@ def set_default_tta(cfg: Config) -> None:
         pack = [dict(type="PackDetInputs", meta_keys=meta_keys)]
         pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset)).pipeline)
         cfg.tta_pipeline = [*pipeline[:-1], dict(type="TestTimeAug", transforms=[flip, pack])]
+
+
+def switch_to_fast_form(cfg: Config) -> None:
+    hook = dict(type="mmcare.ReparameterizeHook")
+    # A config that an earlier test wrote to its work folder has the hook already.
+    cfg.custom_hooks = [*(other for other in cfg.get("custom_hooks") or [] if other["type"] != hook["type"]), hook]
 
 
 def write_label_maps(cfg: Config, folder: str) -> None:
