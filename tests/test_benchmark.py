@@ -198,6 +198,7 @@ class Detector(nn.Module):
 def test_compiled_for_every_size_whatever_the_limit(monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of what other tests have compiled
     subject = subjects.Subject("three layers", Detector().eval(), (32, 32))
     steps = subjects.plan([subject], ["eager", "compiled"], 1, [(32, 32), (48, 32)], "cpu", training=False)
     found = [(step.part, step.form, findings.difference) for step, findings in measure.examine(steps, lambda _: None)]
