@@ -177,8 +177,7 @@ class PyramidBackbone(BaseModule):
     @property
     def unbuilt_parts(self) -> tuple[str, ...]:
         """How the names start of parameters that the whole network has, and one that gives the asked-for maps not."""
-        stages = tuple(f"stages.{i}." for i in range(self.built_stages, NUM_STAGES))
-        return stages + tuple(f"out_norms.{i}." for i in range(NUM_STAGES) if i not in self.out_indices)
+        return tuple(f"stages.{i}." for i in range(self.built_stages, NUM_STAGES))
 
     def _drop_path_rates(self) -> list[list[float]]:
         """Stochastic depth's rate for each block of each stage of the whole network, built or not."""

@@ -17,7 +17,7 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import PyramidBackbone, Stage, depthwise
+from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
 from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before
 
 
@@ -311,6 +311,11 @@ class CASViT(PyramidBackbone):
         self.out_norms = nn.ModuleDict({str(i): nn.BatchNorm2d(widths[i]) for i in self.out_indices})
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.train()
+
+    @property
+    def unbuilt_parts(self) -> tuple[str, ...]:
+        norms = tuple(f"out_norms.{i}." for i in range(NUM_STAGES) if i not in self.out_indices)
+        return super().unbuilt_parts + norms
 
     def _stage_modules(self, index: int) -> list[nn.Module]:
         norms = [self.out_norms[str(index)]] if index in self.out_indices else []
