@@ -5,6 +5,7 @@ MMEngine and torch are imported inside the functions, as in :mod:`mmcare.cli`.
 
 from __future__ import annotations
 
+import argparse
 import ast
 from argparse import Namespace
 from collections.abc import Iterator
@@ -20,6 +21,25 @@ SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "backbone": (512
 """The usual height and width of an image."""
 
 DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
+
+
+class _Shape(argparse.Action):
+    def __call__(self, parser, namespace, sides, option_string=None) -> None:
+        if len(sides) > 2 or min(sides) < 1:
+            parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, sides))}")
+        namespace.shape = (sides[0], sides[-1])
+
+
+def add_shape(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--shape``, which gives the height and width of an image, and None where it is left out."""
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        action=_Shape,
+        metavar="SIDE",
+        help="height and width of the image, or one number for both (default: 800 1333 in detection, else 512 512)",
+    )
 
 
 def build(name: str, cfg_options: dict[str, Any] | None = None) -> tuple[nn.Module, tuple[int, int]]:

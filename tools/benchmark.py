@@ -13,6 +13,7 @@ from mmcare.stack import check_stack
 def parse_args() -> Namespace:
     check_stack()
     from mmcare.benchmark.subjects import FORMS, PEERS, STEPS
+    from mmcare.counting import add_shape
 
     parser = Parser(
         description="Measure time and memory of models side by side in one run: a table, a CSV file and plots.",
@@ -35,13 +36,7 @@ def parse_args() -> Namespace:
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="SIDE",
-        help="height and width of the images, or one number for both (default: 800 1333 in detection, else 512 512)",
-    )
+    add_shape(size)
     size.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="measure at each of these, square")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of timing (default: 20)")
     parser.add_argument("--warmup", type=int, default=2, help="untimed calls before the first round (default: 2)")
@@ -68,8 +63,6 @@ def parse_args() -> Namespace:
             parser.error(f"--{option} is at least 1, not {value}")
     if args.warmup < 0:
         parser.error(f"--warmup is at least 0, not {args.warmup}")
-    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, args.shape))}")
     if args.sizes and (min(args.sizes) < 1 or len(set(args.sizes)) < len(args.sizes)):
         parser.error(f"--sizes takes sides of images, in pixels, each once, not {' '.join(map(str, args.sizes))}")
     if bool(args.compare) == bool(args.subjects):
@@ -136,7 +129,7 @@ def prepare(args: Namespace):
     subjects = [resolve(name) for name in args.subjects]
     shapes = [(side, side) for side in args.sizes or ()]
     if args.shape:
-        shapes = [(args.shape[0], args.shape[-1])]
+        shapes = [args.shape]
     for subject in subjects:
         for shape in shapes or [subject.shape]:
             subject.cost(subject.parts[0], *shape)  # which refuses an image that is too small, before anything runs

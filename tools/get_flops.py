@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from mmcare.cli import Parser, add_cfg_options, run
-from mmcare.counting import build, count, padded_shape
+from mmcare.counting import add_shape, build, count, padded_shape
 from mmcare.stack import check_stack
 
 
@@ -16,25 +16,15 @@ def parse_args() -> Namespace:
         "convolutions, linear layers and attention's matrix products. One MAC is what OpenMMLab's tables call a FLOP."
     )
     parser.add_argument("model", help="config file, or a bare backbone as TYPE:ARCH, such as mmcare.CARE:s1")
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="SIDE",
-        help="height and width of the image, or one number for both (default: 800 1333 in detection, else 512 512)",
-    )
+    add_shape(parser)
     add_cfg_options(parser)
-    args = parser.parse_args()
-    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f"--shape takes one or two sides of an image, in pixels, not {' '.join(map(str, args.shape))}")
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     model, shape = build(args.model, args.cfg_options)
-    if args.shape:
-        shape = (args.shape[0], args.shape[-1])
+    shape = args.shape or shape
     rows = count(model, *shape)
     padded = padded_shape(model, *shape)
     padding = "" if padded == shape else f", padded to {padded[0]}×{padded[1]}"
