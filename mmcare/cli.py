@@ -49,6 +49,7 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        _disconnect()
     except Exception as error:
         if any(os.environ.get(rank, "0") != "0" for _, rank in _LAUNCHERS.values()):
             time.sleep(_PATIENCE)
@@ -57,6 +58,13 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _disconnect() -> None:
+    """Ends a distributed run's connections, which MMEngine leaves open: gloo's threads may abort a process that ends."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _sentence(error: Exception) -> str | None:

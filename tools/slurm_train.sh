@@ -8,17 +8,5 @@ if [[ $# -lt 4 ]]; then
     exit 2
 fi
 
-gpus=${GPUS:-8}
-gpus_per_node=${GPUS_PER_NODE:-8}
-read -ra srun_args <<<"${SRUN_ARGS:-}"
-tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PYTHONPATH="${tools%/tools}${PYTHONPATH:+:$PYTHONPATH}"
-exec srun --partition="$1" \
-    --job-name="$2" \
-    --gres="gpu:$gpus_per_node" \
-    --ntasks="$gpus" \
-    --ntasks-per-node="$gpus_per_node" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 \
-    ${srun_args[@]+"${srun_args[@]}"} \
-    "${PYTHON:-python}" -u "$tools/train.py" "$3" --work-dir "$4" --launcher slurm "${@:5}"
+source "$(dirname "${BASH_SOURCE[0]}")/slurm.sh"
+submit "$1" "$2" train.py "$3" --work-dir "$4" "${@:5}"
