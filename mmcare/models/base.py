@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule, initialize, update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_pretrained
 from ..errors import UserError
+from .recompute import recompute_block
 
 NUM_STAGES = 4
 MIN_SIZE = 32
@@ -24,6 +23,12 @@ def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = Tr
     """A depth-wise convolution that keeps height and width."""
     height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
     return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
+
+
+def split(x: Tensor, parts: int) -> list[Tensor]:
+    """Equal parts of the channels, laid out as x: convolutions copy what has gaps, in each pass again."""
+    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    return [part.contiguous(memory_format=layout) for part in x.chunk(parts, dim=1)]
 
 
 class Stage(nn.Module):
@@ -45,29 +50,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            recompute = self.with_cp and self.training and torch.is_grad_enabled()
-            x = _checkpointed(block, x) if recompute else block(x)
+            x = recompute_block(block, x) if self.with_cp else block(x)
         return x
-
-
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # the compiler has its own recomputation and no contexts
-        return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Keeps recomputation from counting the batch a second time into the norms' running statistics."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
 class PyramidBackbone(BaseModule):

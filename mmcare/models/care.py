@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
-from .base import PyramidBackbone, Stage, depthwise
+from .base import PyramidBackbone, Stage, depthwise, split
 from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before, fold_scale_after
+from .recompute import Chain, chain
 
 
 class LinearAttention(nn.Module):
@@ -130,7 +131,7 @@ class TokenMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3g, H, W) → the same shape."""
-        far, small, large = x.chunk(3, dim=1)
+        far, small, large = split(x, 3)
         return torch.cat((self.far(far), self.near_small(small), self.near_large(large)), dim=1)
 
     def fuse(self) -> FusedTokenMixer:
@@ -176,8 +177,9 @@ class Interaction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape, or (B, ratio · channels, H, W) without ``project``."""
-        hidden = self.conv(self.act(self.fc1(self.norm(x))))
-        return hidden if self.fc2 is None else x + self.fc2(hidden)
+        if self.fc2 is None:
+            return chain(x, self.norm, self.fc1, self.act, self.conv)
+        return x + chain(x, self.norm, self.fc1, self.act, self.conv, self.fc2)
 
     def fuse_branch(self) -> nn.Sequential:
         """What is done beside the shortcut, with the norm in fc1's weights."""
@@ -337,7 +339,7 @@ class CARE(PyramidBackbone):
                     f"memory_channels={channels}"
                 )
         rates = self._drop_path_rates()
-        self.stem = nn.Sequential(
+        self.stem = Chain(
             OrderedDict(conv=nn.Conv2d(in_channels, 4 * memory[0], 4, stride=4), norm=nn.BatchNorm2d(4 * memory[0]))
         )
         self.stages = nn.ModuleList()
@@ -352,7 +354,7 @@ class CARE(PyramidBackbone):
             downsample = (
                 nn.Identity()
                 if i == 0
-                else nn.Sequential(
+                else Chain(
                     OrderedDict(
                         norm=nn.BatchNorm2d(4 * memory[i - 1]),
                         conv=nn.Conv2d(4 * memory[i - 1], 4 * memory[i], 2, stride=2),

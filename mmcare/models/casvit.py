@@ -17,8 +17,9 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
+from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise, split
 from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before
+from .recompute import Chain, chain, recompute
 
 
 class SpatialGate(nn.Module):
@@ -37,7 +38,7 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape."""
-        return x * self.fc(self.act(self.norm(self.conv(x)))).sigmoid()
+        return x * chain(x, self.conv, self.norm, self.act, self.fc).sigmoid()
 
 
 class ChannelGate(nn.Module):
@@ -82,11 +83,14 @@ class AdditiveTokenMixer(nn.Module):
         self.similarity = depthwise(channels, 3)
         self.project = depthwise(channels, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) → the same shape."""
-        query, key, value = self.qkv(x).chunk(3, dim=1)
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """(B, channels, H, W) and the norm that comes before → the same shape."""
+        return self.project(recompute(self, self._mix, chain(x, norm, self.qkv)))
+
+    def _mix(self, qkv: Tensor) -> Tensor:
+        query, key, value = split(qkv, 3)
         similarity = self.similarity(self.query_context(query) + self.key_context(key))
-        return self.project(similarity * value)
+        return similarity * value
 
     def fuse(self) -> FusedAdditiveTokenMixer:
         return FusedAdditiveTokenMixer(self)
@@ -148,7 +152,7 @@ class Integration(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
-        return self.fc2(self.act(self.conv(self.norm(self.fc1(x)))))
+        return chain(x, self.fc1, self.norm, self.conv, self.act, self.fc2)
 
     def fuse(self) -> Integration:
         """Folds the norm into fc1's weights, before the depth-wise convolution pads its map with zeros."""
@@ -171,9 +175,9 @@ class MLP(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(ratio * channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) → the same shape."""
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """(B, channels, H, W) and the norm that comes before → the same shape."""
+        return chain(x, norm, self.fc1, self.act, self.fc2)
 
 
 class Block(nn.Module):
@@ -196,8 +200,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
         x = x + self.integration(x)
-        x = x + self.drop_path(self.token_mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.token_mixer(x, self.norm1))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
     def fuse(self) -> FusedBlock:
         return FusedBlock(self)
@@ -210,10 +214,9 @@ class FusedBlock(nn.Module):
         super().__init__()
         fold_norm_before(block.norm1, block.token_mixer.qkv)
         fold_norm_before(block.norm2, block.mlp.fc1)
-        block.mlp.act = InPlaceGELU()
         self.integration = block.integration
         self.token_mixer = block.token_mixer
-        self.mlp = block.mlp
+        self.mlp = nn.Sequential(OrderedDict(fc1=block.mlp.fc1, act=InPlaceGELU(), fc2=block.mlp.fc2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
@@ -285,7 +288,7 @@ class CASViT(PyramidBackbone):
         super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg)
         widths = self.arch["channels"]
         rates = self._drop_path_rates()
-        self.stem = nn.Sequential(
+        self.stem = Chain(
             OrderedDict(
                 conv1=nn.Conv2d(in_channels, widths[0] // 2, 3, stride=2, padding=1),
                 norm1=nn.BatchNorm2d(widths[0] // 2),
@@ -300,7 +303,7 @@ class CASViT(PyramidBackbone):
             downsample = (
                 nn.Identity()
                 if i == 0
-                else nn.Sequential(
+                else Chain(
                     OrderedDict(
                         conv=nn.Conv2d(widths[i - 1], widths[i], 3, stride=2, padding=1),
                         norm=nn.BatchNorm2d(widths[i]),
