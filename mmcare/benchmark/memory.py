@@ -88,21 +88,21 @@ def peak_memory(call: Callable[[], None], device: str) -> int:
 def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
     """Bytes that a forward pass keeps for the backward pass, counted exactly.
 
-    What is kept as several views of one storage counts once, as the storage's whole size; the model's parameters,
-    which are there anyway, do not count.
+    What is kept as several views of one storage counts once, as the storage's whole size; the model's parameters and
+    buffers, which are there anyway, do not count.
 
     Args:
         forward: runs the pass and returns what keeps its graph alive.
-        model: whose parameters do not count.
+        model: whose parameters and buffers do not count.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
     kept: list[Tensor] = []  # while a storage lives, no other has its address
 
     def pack(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor)
         return tensor
