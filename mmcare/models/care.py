@@ -49,10 +49,11 @@ class LinearAttention(nn.Module):
         height, width = x.shape[2:]
         query_key = self.query_key(x)
         # The sums run over all positions of a detector's image: half precision holds neither their size nor their
-        # small differences, and they are a small part of the work. So this part is float32 whatever surrounds it.
+        # small differences, and they are a small part of the work. So this part is at least float32.
+        wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            query, key = (F.elu(t.float()) + 1 for t in self._by_head(query_key).chunk(2, dim=1))
-            value = self._by_head(x)[:, : self.heads].float()
+            query, key = (F.elu(t.to(wide)) + 1 for t in self._by_head(query_key).chunk(2, dim=1))
+            value = self._by_head(x)[:, : self.heads].to(wide)
             # 1/N goes to the keys before the sum over N, which then is a mean and stays in the values' range
             key = key / (height * width)
             context = value @ key.transpose(-2, -1)  # (B, heads, head_channels, head_channels)
@@ -86,12 +87,13 @@ class FusedLinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape, channels-last."""
         query_key = self.query_key(x)
-        with torch.autocast(x.device.type, enabled=False):  # float32, for the reasons given in the plain form
-            query, key = F.elu(query_key.float()).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)  # (B, N, channels)
-            value = x.float().flatten(2).transpose(1, 2)
+        wide = torch.promote_types(x.dtype, torch.float32)  # for the reasons given in the plain form
+        with torch.autocast(x.device.type, enabled=False):
+            query, key = F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)  # (B, N, channels)
+            value = x.to(wide).flatten(2).transpose(1, 2)
             context = key.transpose(1, 2) @ value / key.shape[1]  # (B, channels, channels)
             mean_key = key.mean(1).unsqueeze(2).expand_as(context)
-            weights = torch.cat((context, mean_key), dim=2) * self.same_head.float()
+            weights = torch.cat((context, mean_key), dim=2) * self.same_head.to(wide)
             numerator, denominator = (query @ weights).chunk(2, dim=2)
             out = numerator / (denominator + 1e-6)
         return out.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[2:])
