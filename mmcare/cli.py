@@ -61,7 +61,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _disconnect() -> None:
-    """Ends a distributed run's connections, which MMEngine leaves open: gloo's threads may abort a process that ends."""
+    """Ends a distributed run's connections, left open by MMEngine: gloo's threads may abort a process at its end."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

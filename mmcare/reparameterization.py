@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .models.base import PyramidBackbone
 from .models.fold import fold_norm_after, is_foldable
+from .models.fused import Expansion, FusedConv
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
@@ -52,6 +53,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
     for module in list(fast.modules()):
         if isinstance(module, PyramidBackbone):
             _fuse(module)
+            _tell_sizes(module)
             module.to(memory_format=torch.channels_last)
             if module is not fast and _contiguous not in module._forward_hooks.values():
                 module.register_forward_hook(_contiguous)
@@ -74,9 +76,18 @@ def _fuse(module: nn.Module) -> nn.Module:
     """Puts a module's fast form, and those of the modules in it, in their places."""
     if hasattr(module, "fuse"):
         module = module.fuse()
+    if type(module) is nn.Conv2d:
+        return FusedConv(module)
     for name, child in module.named_children():
         setattr(module, name, _fuse(child))
     return module
+
+
+def _tell_sizes(backbone: PyramidBackbone) -> None:
+    for index, stage in enumerate(backbone.stages):
+        for module in stage.modules():
+            if isinstance(module, Expansion):
+                module.pixels = (512 // (4 * 2**index)) ** 2
 
 
 def _fold(module: ConvModule) -> None:

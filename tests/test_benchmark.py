@@ -195,16 +195,20 @@ class Detector(nn.Module):
         return (self.backbone(images).square(),)
 
 
-def test_compiled_for_every_size_whatever_the_limit(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+def test_compiled_for_every_size_whatever_the_limit():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # of what other tests have compiled
     subject = subjects.Subject("three layers", Detector().eval(), (32, 32))
     steps = subjects.plan([subject], ["eager", "compiled"], 1, [(32, 32), (48, 32)], "cpu", training=False)
-    found = [(step.part, step.form, findings.difference) for step, findings in measure.examine(steps, lambda _: None)]
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        examined = list(measure.examine(steps, lambda _: None))
+    found = [(step.part, step.form, findings.difference) for step, findings in examined]
     assert [part for part, *_ in found] == ["whole"] * 4 + ["backbone"] * 4
     assert all(difference < 1e-5 for _, form, difference in found if form == "compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+    if torch.backends.mkldnn.is_available():
+        packed = torch._dynamo.utils.counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
+        assert packed == 4, "the weights were not frozen into the graphs"
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ def test_memory_grows_with_the_batch_and_recomputing_saves_it():
     assert small.kept is None
     assert large.peak == pytest.approx(2 * small.peak, rel=0.15)
     small, large = (find(plain_form, batch, training=True) for batch in (1, 2))
-    assert large.kept == pytest.approx(2 * small.kept, rel=0.01)
+    assert large.kept == pytest.approx(2 * small.kept, rel=0.05)
     assert large.peak - small.peak > 0.5 * small.kept  # the weights' gradients stay the same
     saving = find(recomputing, 2, training=True)
     assert saving.kept < 0.5 * large.kept

@@ -271,7 +271,7 @@ class Step:
         # A detector's own forward pass, without the loss and without what makes boxes of its maps
         self.run: Callable[[Tensor], Any] = partial(self.model, mode="tensor") if self.part == "whole" else self.model
         if "compiled" in self.steps:
-            self.run = _compiled(self.run, freeze=not self.training)
+            self.run = _compiled(self.run, None if self.training else self.images)
         if "cuda-graph" in self.steps:
             self.run = _recorded(self.run, self.images)
 
@@ -292,16 +292,22 @@ class Step:
         self.model.zero_grad(set_to_none=True)
 
 
-def _compiled(run: Callable[[Tensor], Any], freeze: bool) -> Callable[[Tensor], Any]:
-    """Compiled for one size, so that no subject has to pay for the others' sizes.
+def _compiled(run: Callable[[Tensor], Any], images: Tensor | None) -> Callable[[Tensor], Any]:
+    """Compiled for one size, so that no subject has to pay for the others' sizes; with images, for inference.
 
     Each subject and size is compiled from the same code: torch's limit on how often that may be would make the later
     ones run eagerly, without a word.
     """
     import torch._dynamo
+    import torch._inductor
 
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 2**20
-    return torch.compile(run, dynamic=False, options={"freezing": freeze})
+    compiled = torch.compile(run, dynamic=False)
+    if images is not None:
+        # As one of torch.compile's own options it would come too late: the graph would already take weights as inputs.
+        with torch._inductor.config.patch(freezing=True), torch.inference_mode():
+            compiled(images)
+    return compiled
 
 
 def _recorded(run: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], Any]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..registry import MODELS
 from .base import PyramidBackbone, Stage, depthwise, split
-from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before, fold_scale_after
+from .fold import conv_with, fold_norm_after, fold_norm_before, fold_scale_after
+from .fused import Expansion
 from .recompute import Chain, chain
 
 
@@ -89,14 +90,17 @@ class FusedLinearAttention(nn.Module):
         query_key = self.query_key(x)
         wide = torch.promote_types(x.dtype, torch.float32)  # for the reasons given in the plain form
         with torch.autocast(x.device.type, enabled=False):
-            query, key = F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)  # (B, N, channels)
+            query, key = (
+                F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)
+            )  # (B, N, channels)
             value = x.to(wide).flatten(2).transpose(1, 2)
             context = key.transpose(1, 2) @ value / key.shape[1]  # (B, channels, channels)
             mean_key = key.mean(1).unsqueeze(2).expand_as(context)
             weights = torch.cat((context, mean_key), dim=2) * self.same_head.to(wide)
             numerator, denominator = (query @ weights).chunk(2, dim=2)
             out = numerator / (denominator + 1e-6)
-        return out.to(x.dtype).transpose(1, 2).unflatten(2, x.shape[2:])
+        # By way of two dimensions, for a stride of the batch that tells torch.cat even of one image that it lies so
+        return out.to(x.dtype).flatten(0, 1).unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
 
 
 class StripConvolution(nn.Module):
@@ -183,13 +187,15 @@ class Interaction(nn.Module):
             return chain(x, self.norm, self.fc1, self.act, self.conv)
         return x + chain(x, self.norm, self.fc1, self.act, self.conv, self.fc2)
 
-    def fuse_branch(self) -> nn.Sequential:
-        """What is done beside the shortcut, with the norm in fc1's weights."""
+    def fuse_branch(self, scale: Tensor | None = None) -> Expansion:
+        """What is done beside the shortcut, with the norm in fc1's weights and a factor for fc2's outputs in fc2's."""
         fold_norm_before(self.norm, self.fc1)
-        branch = OrderedDict(fc1=self.fc1, act=InPlaceGELU(), conv=self.conv)
-        if self.fc2 is not None:
-            branch["fc2"] = self.fc2
-        return nn.Sequential(branch)
+        layers = [(self.fc1, True), (self.conv, False)]
+        if self.fc2 is None:
+            return Expansion(*layers, project=False)
+        if scale is not None:
+            fold_scale_after(self.fc2, scale)
+        return Expansion(*layers, (self.fc2, False))
 
 
 class Block(nn.Module):
@@ -251,21 +257,18 @@ class FusedBlock(nn.Module):
         super().__init__()
         self.memory_channels = block.memory_channels
         self.token_mixer = block.token_mixer
+        scale = None if block.layer_scale is None else block.layer_scale.weight.detach()
         self.first_branch = block.first_interaction.fuse_branch()
-        self.second_branch = block.second_interaction.fuse_branch()
-        self.register_buffer("scale", None)
-        if block.layer_scale is not None:
-            scale = block.layer_scale.weight.detach()
-            fold_scale_after(self.second_branch.fc2, scale)
-            self.scale = scale[:, None, None]
+        self.second_branch = block.second_interaction.fuse_branch(scale)
+        self.register_buffer("scale", None if scale is None else scale[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4g, H, W) → the same shape; the last block's map is wider."""
         memory, features = x.split((self.memory_channels, x.shape[1] - self.memory_channels), dim=1)
         features = self.token_mixer(features)
-        mixed = torch.cat((memory, add_to(self.first_branch(features), features)), dim=1)
-        out = self.second_branch(mixed)
-        return out if self.scale is None else torch.addcmul(x, mixed, self.scale).add_(out)
+        mixed = torch.cat((memory, self.first_branch(features, to=features)), dim=1)
+        shortcut = None if self.scale is None else torch.addcmul(x, mixed, self.scale)
+        return self.second_branch(mixed, to=shortcut)
 
 
 @MODELS.register_module()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..registry import MODELS
 from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise, split
-from .fold import InPlaceGELU, add_to, conv_with, fold_norm_after, fold_norm_before
+from .fold import conv_with, fold_norm_after, fold_norm_before
+from .fused import Expansion, add_to
 from .recompute import Chain, chain, recompute
 
 
@@ -154,11 +155,10 @@ class Integration(nn.Module):
         """(B, channels, H, W) → the same shape."""
         return chain(x, self.fc1, self.norm, self.conv, self.act, self.fc2)
 
-    def fuse(self) -> Integration:
+    def fuse(self) -> Expansion:
         """Folds the norm into fc1's weights, before the depth-wise convolution pads its map with zeros."""
-        self.norm = fold_norm_after(self.fc1, self.norm)
-        self.act = InPlaceGELU()
-        return self
+        fold_norm_after(self.fc1, self.norm)
+        return Expansion((self.fc1, False), (self.conv, True), (self.fc2, False))
 
 
 class MLP(nn.Module):
@@ -216,7 +216,7 @@ class FusedBlock(nn.Module):
         fold_norm_before(block.norm2, block.mlp.fc1)
         self.integration = block.integration
         self.token_mixer = block.token_mixer
-        self.mlp = nn.Sequential(OrderedDict(fc1=block.mlp.fc1, act=InPlaceGELU(), fc2=block.mlp.fc2))
+        self.mlp = Expansion((block.mlp.fc1, True), (block.mlp.fc2, False))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
@@ -74,18 +73,6 @@ def conv_with(weight: Tensor, bias: Tensor | None, groups: int = 1, **kwargs: An
     conv = nn.Conv2d(inputs * groups, outputs, kernel_size, groups=groups, bias=False, device="meta", **kwargs)
     _set(conv, weight, bias)
     return conv
-
-
-class InPlaceGELU(nn.Module):
-    """GELU that writes over its input: half the memory traffic of a convolution's activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.aten.gelu_(x)
-
-
-def add_to(branch: Tensor, x: Tensor) -> Tensor:
-    """branch + x, written over ``branch`` unless, under autocast, the sum is of a wider type."""
-    return branch.add_(x) if branch.dtype == x.dtype else branch + x
 
 
 def _check_foldable(norm: nn.Module) -> None:

@@ -1,0 +1,169 @@
+"""What the fast forms compute with: convolutions that bring GELU along, and wide hidden maps made a part at a time.
+
+On CPUs oneDNN has operators that torch.compile puts in a convolution's place: they apply GELU, or add to a map, while
+the values are still at hand, and take weights in the order in which they are read. Here they do so without compiling.
+Everything else gets the plain operations: GPUs, float16, autocast, gradients, tracing and export, and torch.compile,
+which fuses for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PART_BYTES = 4 * 2**20
+"""A hidden map larger than this is made in parts, so that what is read next is still in the CPU's cache."""
+
+MIN_PART_CHANNELS = 32
+"""Narrower parts are slow: products with few columns, and many of them."""
+
+Part = tuple[int, int]
+"""The number of a part, from 0, and how many there are."""
+
+
+def _has_fused_convolutions() -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_acl_supported()  # Arm's library has none
+
+
+_FUSED_TYPES: tuple[torch.dtype, ...] = ()
+if _has_fused_convolutions():
+    _FUSED_TYPES = (torch.float32,)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _FUSED_TYPES += (torch.bfloat16,)
+
+
+class FusedConv(nn.Conv2d):
+    """A convolution for inference, with GELU after it if asked for.
+
+    The order in which oneDNN reads weights depends on the map's size. They are put in it when a size differs from the
+    call before, where torch's own convolution does so in each call, and kept beside the weights.
+
+    Args:
+        conv: what has the weights, which are shared.
+        gelu: whether GELU follows.
+        divide: which of its channels a part takes: ``"outputs"``, of each group its own inputs with them, or
+            ``"inputs"``, so that the outputs are the parts' sum.
+    """
+
+    def __init__(self, conv: nn.Conv2d, gelu: bool = False, divide: str = "outputs") -> None:
+        sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        super().__init__(*sizes, conv.groups, bias=False, device="meta")  # draws no random weights
+        self.weight, self.bias = conv.weight, conv.bias
+        self.gelu = gelu
+        self.divide = divide
+        self._ordered: dict[Part, tuple[Any, Tensor]] = {}
+
+    def forward(self, x: Tensor, part: Part = (0, 1), to: Tensor | None = None) -> Tensor:
+        """The convolution's part of the channels of x, added to ``to`` if given.
+
+        Args:
+            x: (B, C, H, W).
+            part: which part of the channels.
+            to: what the sum may be written over, in the shape of the output.
+        """
+        weight, bias = self._part(part)
+        groups = self.groups if self.groups == 1 else len(weight)
+        if not self._is_fused(x):
+            out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+            out = torch.ops.aten.gelu_(out) if self.gelu else out
+            return out if to is None else add_to(out, to)
+        settings = (self.padding, self.stride, self.dilation, groups)
+        weight = self._order(x, weight, part, settings)
+        if to is not None and not self.gelu and to.dtype == x.dtype and _is_channels_last(to):
+            add = ("add", 1.0, None, [], None)
+            return torch.ops.mkldnn._convolution_pointwise_.binary(to, x, weight, bias, *settings, *add)
+        activation = ("gelu", [], "none") if self.gelu else ("none", [], "")
+        out = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, *activation)
+        return out if to is None else add_to(out, to)
+
+    def _part(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        index, count = part
+        if count == 1:
+            return self.weight, self.bias
+        if self.divide == "inputs":
+            return self.weight.chunk(count, dim=1)[index], self.bias if index == 0 else None
+        return self.weight.chunk(count)[index], None if self.bias is None else self.bias.chunk(count)[index]
+
+    def _is_fused(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+            return False
+        recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        layout = x.device.type == "cpu" and _is_channels_last(x) and x.numel() > 0
+        kind = x.dtype in _FUSED_TYPES and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
+        # What is made in inference mode does not tell when it changes.
+        return layout and kind and not recorded and not self.weight.is_inference() and torch.backends.mkldnn.enabled
+
+    def _order(self, x: Tensor, weight: Tensor, part: Part, settings: tuple[Any, ...]) -> Tensor:
+        key = (x.shape, x.dtype, self.weight.data_ptr(), self.weight._version)
+        known = self._ordered.get(part)
+        if known is None or known[0] != key:
+            if part[0] == 0:
+                self._ordered.clear()  # of another size, which may have had more parts
+            ordered = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *settings, x.shape)
+            known = self._ordered[part] = (key, ordered)
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_ordered": {}}  # a copy orders its own
+
+
+class Expansion(nn.Module):
+    """Convolutions through a hidden map, wide and made for nothing else: fc1, perhaps depth-wise ones, perhaps fc2.
+
+    Where the hidden map is large it is made a part of its channels at a time: a depth-wise convolution needs no others,
+    and what fc2 makes of the parts adds up. So they stay in the cache, and never need all of their memory.
+
+    Args:
+        layers: the convolutions, each with whether GELU follows it. The last is fc2, or where ``project`` is false it
+            gives the hidden map.
+        project: whether there is an fc2.
+
+    Attributes:
+        pixels: for how many pixels to make parts while compiling, since one graph serves all sizes.
+    """
+
+    def __init__(self, *layers: tuple[nn.Conv2d, bool], project: bool = True) -> None:
+        super().__init__()
+        last = len(layers) - 1
+        self.layers = nn.ModuleList(
+            FusedConv(conv, gelu, "inputs" if project and i == last else "outputs")
+            for i, (conv, gelu) in enumerate(layers)
+        )
+        self.project = project
+        self.pixels = 0
+
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be written over."""
+        count = self._count_parts(x) if self.project else 1
+        out = to
+        for index in range(count):
+            hidden = x
+            for layer in self.layers[:-1]:
+                hidden = layer(hidden, (index, count))
+            out = self.layers[-1](hidden, (index, count), out)
+        return out
+
+    def _count_parts(self, x: Tensor) -> int:
+        if x.device.type != "cpu":
+            return 1
+        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        pixels = self.pixels if compiling else x.shape[0] * x.shape[2] * x.shape[3]
+        channels, count = self.layers[0].out_channels, 1
+        size = channels * pixels * x.element_size()
+        while size > count * PART_BYTES and channels % (2 * count) == 0 and channels >= 2 * count * MIN_PART_CHANNELS:
+            count *= 2
+        return count
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def add_to(branch: Tensor, x: Tensor) -> Tensor:
+    """branch + x, written over ``branch`` unless, under autocast, the sum is of a wider type."""
+    return branch.add_(x) if branch.dtype == x.dtype else branch + x

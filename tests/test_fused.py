@@ -1,0 +1,175 @@
+"""What the fast forms compute with: the plain operations' outputs, whichever way they are computed."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import relative_error
+from test_reparameterize import families, trained
+from torch import nn
+
+import mmcare
+from mmcare.models import fused
+from mmcare.models.fused import Expansion, FusedConv
+
+fuses = pytest.mark.skipif(not fused._FUSED_TYPES, reason="torch has no fused convolutions on this machine")
+
+
+def channels_last(*size, dtype=torch.float32):
+    return torch.randn(size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def expansion(channels=8, hidden=32, depthwise=True, project=True):
+    torch.manual_seed(0)
+    layers = [(nn.Conv2d(channels, hidden, 1), True)]
+    layers += [(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), False)] * depthwise
+    layers += [(nn.Conv2d(hidden, channels, 1, bias=channels % 2 == 0), False)] * project
+    plain = nn.Sequential(*(module for conv, gelu in layers for module in (conv, *[nn.GELU()] * gelu)))
+    fast = Expansion(*layers, project=project).requires_grad_(False)
+    return plain.requires_grad_(False), copy.deepcopy(fast).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(fused, "PART_BYTES", 2**10)
+    monkeypatch.setattr(fused, "MIN_PART_CHANNELS", 2)
+
+
+def count_calls(monkeypatch):
+    """How often FusedConv asks oneDNN for an order of the weights."""
+    calls = []
+    reorder = torch.ops.mkldnn._reorder_convolution_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_convolution_weight", lambda *args: calls.append(list(args[-1])) or reorder(*args)
+    )
+    return calls
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    channels=st.integers(1, 9),
+    hidden=st.sampled_from([1, 6, 16, 32, 40]),
+    depthwise=st.booleans(),
+    project=st.booleans(),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 17), st.integers(1, 17)),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    added=st.booleans(),
+)
+def test_parts_add_up_to_the_whole(channels, hidden, depthwise, project, size, layout, added):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "PART_BYTES", 2**10)
+        patch.setattr(fused, "MIN_PART_CHANNELS", 2)
+        plain, fast = expansion(channels, hidden, depthwise, project)
+        x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=layout)
+        wanted = plain(x)
+        to = torch.randn(wanted.shape).contiguous(memory_format=layout) if added else None
+        if added:
+            wanted = wanted + to
+        assert relative_error(fast(x, to=to), wanted) < 1e-5
+
+
+@fuses
+def test_large_hidden_maps_are_made_in_parts(small_parts, monkeypatch):
+    _, fast = expansion(hidden=32)
+    calls = count_calls(monkeypatch)
+    fast(channels_last(1, 8, 4, 4))  # 2 KiB of hidden map: two parts
+    assert calls == [[1, 8, 4, 4], [1, 16, 4, 4], [1, 16, 4, 4]] * 2
+    calls.clear()
+    fast(channels_last(1, 8, 64, 64))  # no narrower than two channels
+    assert len(calls) == 3 * 16
+
+
+@fuses
+def test_weights_are_ordered_once_for_a_size(monkeypatch):
+    _, fast = expansion()
+    calls = count_calls(monkeypatch)
+    for size in (8, 8, 8):
+        fast(channels_last(1, 8, size, size))
+    assert len(calls) == 3
+    fast(channels_last(1, 8, 9, 9))
+    assert len(calls) == 6
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("inference", [True, False])
+def test_changed_weights_are_used(inference):
+    """However they change: in place, loaded, replaced, or of another type."""
+    plain, fast = expansion()
+    other, _ = expansion()
+    for parameter in other.parameters():
+        parameter.mul_(1.5)
+    x = channels_last(1, 8, 8, 8)
+    with torch.inference_mode(inference):
+        fast(x)
+        for parameter in (*fast.parameters(), *plain.parameters()):
+            parameter.mul_(0.5)
+        assert relative_error(fast(x), plain(x)) < 1e-5
+        fast.load_state_dict(dict(zip(fast.state_dict(), other.state_dict().values(), strict=True)))
+        assert relative_error(fast(x), other(x)) < 1e-5
+        half, wanted = fast.to(torch.bfloat16), copy.deepcopy(other).to(torch.bfloat16)
+        assert relative_error(half(x.bfloat16()).float(), wanted(x.bfloat16()).float()) < 1e-2
+
+
+def test_copies_and_pickles_compute_the_same():
+    _, fast = expansion()
+    x = channels_last(1, 8, 8, 8)
+    wanted = fast(x)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert not any(layer._ordered for layer in twin.layers)
+        assert torch.equal(twin(x), wanted)
+
+
+@families
+def test_gradients_flow_through_the_fast_form(family, small_parts):
+    model = trained(family)
+    gradients = []
+    for form in (model, mmcare.reparameterize(model)):
+        x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        sum(out.square().sum() for out in form(x)).backward()
+        gradients.append(x.grad)
+    assert relative_error(*reversed(gradients)) < 1e-4
+
+
+@families
+@pytest.mark.parametrize("context", ["autocast", "float64", "no oneDNN", "traced", "exported"])
+def test_where_nothing_can_be_fused_the_plain_operations_run(family, context):
+    model = trained(family)
+    fast = mmcare.reparameterize(model)
+    x = torch.randn(1, 3, 64, 96)
+    tolerance = 1e-5
+    with torch.no_grad():
+        wanted = model(x)
+        if context == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                found = fast(x)
+            tolerance = 3e-2
+        elif context == "float64":
+            found = fast.double()(x.double())
+        elif context == "no oneDNN":
+            with torch.backends.mkldnn.flags(enabled=False):
+                found = fast(x)
+        elif context == "traced":
+            found = torch.jit.trace(fast, torch.randn(1, 3, 64, 96))(x)
+        else:
+            program = torch.export.export(fast, (torch.randn(1, 3, 64, 96),))
+            assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
+            found = program.module()(x)
+    for output, stage in zip(found, wanted, strict=True):
+        assert relative_error(output.float(), stage) < tolerance
+
+
+@fuses
+@families
+def test_the_fast_form_fuses(family):
+    """Every convolution, but those of parts of a map, whose layout oneDNN does not know."""
+    fast = mmcare.reparameterize(trained(family))
+    with torch.inference_mode():
+        fast(channels_last(1, 3, 64, 64))
+    layers = [module for module in fast.modules() if isinstance(module, FusedConv)]
+    apart = [name for name, module in fast.named_modules() if isinstance(module, FusedConv) and not module._ordered]
+    assert not any(type(module) is nn.Conv2d for module in fast.modules())
+    assert len(apart) < len(layers) / 3
+    assert all(name.rpartition(".token_mixer.")[1] for name in apart), apart
