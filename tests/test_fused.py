@@ -12,7 +12,7 @@ from test_reparameterize import families, trained
 from torch import nn
 
 import mmcare
-from mmcare.models import fused
+from mmcare.models import fused, parts
 from mmcare.models.fused import Expansion, FusedConv
 
 fuses = pytest.mark.skipif(not fused._FUSED_TYPES, reason="torch has no fused convolutions on this machine")
@@ -34,8 +34,8 @@ def expansion(channels=8, hidden=32, depthwise=True, project=True):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(fused, "PART_BYTES", 2**10)
-    monkeypatch.setattr(fused, "MIN_PART_CHANNELS", 2)
+    monkeypatch.setattr(parts, "PART_BYTES", 2**10)
+    monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
 
 
 def count_calls(monkeypatch):
@@ -60,8 +60,8 @@ def count_calls(monkeypatch):
 )
 def test_parts_add_up_to_the_whole(channels, hidden, depthwise, project, size, layout, added):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "PART_BYTES", 2**10)
-        patch.setattr(fused, "MIN_PART_CHANNELS", 2)
+        patch.setattr(parts, "PART_BYTES", 2**10)
+        patch.setattr(parts, "MIN_PART_CHANNELS", 2)
         plain, fast = expansion(channels, hidden, depthwise, project)
         x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=layout)
         wanted = plain(x)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmcare.benchmark.memory import kept_for_backward
+from mmcare.models import parts
 from mmcare.models.care import Interaction
 from mmcare.models.casvit import MLP, AdditiveTokenMixer, Integration
 from mmcare.models.recompute import chain, everything_saved
@@ -88,6 +89,7 @@ def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layo
 
 
 @families
+@pytest.mark.parametrize("hidden", ["whole", "in parts"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -99,7 +101,10 @@ def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layo
     ],
     ids=str,
 )
-def test_gradients_and_statistics_are_the_plain_networks(family, settings):
+def test_gradients_and_statistics_are_the_plain_networks(family, settings, hidden, monkeypatch):
+    if hidden == "in parts":
+        monkeypatch.setattr(parts, "PART_BYTES", 2**12)
+        monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
     results = {}
     for mode in ("plain", "ours", "channels last"):
         model, x = build(family, **settings).double(), images(dtype=torch.float64)

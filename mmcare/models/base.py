@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from mmengine.model import BaseModule, initialize, update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,12 +22,6 @@ def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = Tr
     """A depth-wise convolution that keeps height and width."""
     height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
     return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
-
-
-def split(x: Tensor, parts: int) -> list[Tensor]:
-    """Equal parts of the channels, laid out as x: convolutions copy what has gaps, in each pass again."""
-    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-    return [part.contiguous(memory_format=layout) for part in x.chunk(parts, dim=1)]
 
 
 class Stage(nn.Module):

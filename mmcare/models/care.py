@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
-from .base import PyramidBackbone, Stage, depthwise, split
+from .base import PyramidBackbone, Stage, depthwise
 from .fold import conv_with, fold_norm_after, fold_norm_before, fold_scale_after
 from .fused import Expansion
+from .layout import laid_out_as, split
 from .recompute import Chain, chain
 
 
@@ -60,7 +61,7 @@ class LinearAttention(nn.Module):
             context = value @ key.transpose(-2, -1)  # (B, heads, head_channels, head_channels)
             mean_key = key.sum(-1, keepdim=True).transpose(-2, -1)  # (B, heads, 1, head_channels)
             out = (context @ query) / (mean_key @ query + 1e-6)
-        return out.to(x.dtype).reshape(x.shape)
+        return laid_out_as(out.to(x.dtype).reshape(x.shape), x)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C / head_channels, head_channels, H·W)."""

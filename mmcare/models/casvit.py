@@ -17,9 +17,10 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise, split
+from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
 from .fold import conv_with, fold_norm_after, fold_norm_before
 from .fused import Expansion, add_to
+from .layout import split
 from .recompute import Chain, chain, recompute
 
 

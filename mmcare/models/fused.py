@@ -1,4 +1,4 @@
-"""What the fast forms compute with: convolutions that bring GELU along, and wide hidden maps made a part at a time.
+"""What the fast forms compute with: convolutions that bring GELU along, and hidden maps made a part at a time.
 
 On CPUs oneDNN has operators that torch.compile puts in a convolution's place: they apply GELU, or add to a map, while
 the values are still at hand, and take weights in the order in which they are read. Here they do so without compiling.
@@ -14,11 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PART_BYTES = 4 * 2**20
-"""A hidden map larger than this is made in parts, so that what is read next is still in the CPU's cache."""
-
-MIN_PART_CHANNELS = 32
-"""Narrower parts are slow: products with few columns, and many of them."""
+from .layout import by_rows, is_channels_last
+from .parts import count_parts
 
 Part = tuple[int, int]
 """The number of a part, from 0, and how many there are."""
@@ -70,16 +67,19 @@ class FusedConv(nn.Conv2d):
         groups = self.groups if self.groups == 1 else len(weight)
         if not self._is_fused(x):
             out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
-            out = torch.ops.aten.gelu_(out) if self.gelu else out
+            out = self._gelu(out) if self.gelu else out
             return out if to is None else add_to(out, to)
         settings = (self.padding, self.stride, self.dilation, groups)
         weight = self._order(x, weight, part, settings)
-        if to is not None and not self.gelu and to.dtype == x.dtype and _is_channels_last(to):
+        if to is not None and not self.gelu and to.dtype == x.dtype and is_channels_last(to):
             add = ("add", 1.0, None, [], None)
             return torch.ops.mkldnn._convolution_pointwise_.binary(to, x, weight, bias, *settings, *add)
         activation = ("gelu", [], "none") if self.gelu else ("none", [], "")
         out = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, *activation)
         return out if to is None else add_to(out, to)
+
+    def _gelu(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_(x) if _is_captured() else by_rows(torch.ops.aten.gelu_, x)
 
     def _part(self, part: Part) -> tuple[Tensor, Tensor | None]:
         index, count = part
@@ -90,10 +90,10 @@ class FusedConv(nn.Conv2d):
         return self.weight.chunk(count)[index], None if self.bias is None else self.bias.chunk(count)[index]
 
     def _is_fused(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+        if _is_captured() or type(x) is not Tensor:
             return False
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        layout = x.device.type == "cpu" and _is_channels_last(x) and x.numel() > 0
+        layout = x.device.type == "cpu" and is_channels_last(x) and x.numel() > 0
         kind = x.dtype in _FUSED_TYPES and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
         # What is made in inference mode does not tell when it changes.
         return layout and kind and not recorded and not self.weight.is_inference() and torch.backends.mkldnn.enabled
@@ -115,8 +115,7 @@ class FusedConv(nn.Conv2d):
 class Expansion(nn.Module):
     """Convolutions through a hidden map, wide and made for nothing else: fc1, perhaps depth-wise ones, perhaps fc2.
 
-    Where the hidden map is large it is made a part of its channels at a time: a depth-wise convolution needs no others,
-    and what fc2 makes of the parts adds up. So they stay in the cache, and never need all of their memory.
+    Where the hidden map is large it is made in parts (:mod:`~mmcare.models.parts`), and never needs all of its memory.
 
     Args:
         layers: the convolutions, each with whether GELU follows it. The last is fc2, or where ``project`` is false it
@@ -139,7 +138,8 @@ class Expansion(nn.Module):
 
     def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be written over."""
-        count = self._count_parts(x) if self.project else 1
+        pixels = self.pixels if _is_captured() else None
+        count = count_parts(x, self.layers[0].out_channels, pixels) if self.project else 1
         out = to
         for index in range(count):
             hidden = x
@@ -148,20 +148,10 @@ class Expansion(nn.Module):
             out = self.layers[-1](hidden, (index, count), out)
         return out
 
-    def _count_parts(self, x: Tensor) -> int:
-        if x.device.type != "cpu":
-            return 1
-        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        pixels = self.pixels if compiling else x.shape[0] * x.shape[2] * x.shape[3]
-        channels, count = self.layers[0].out_channels, 1
-        size = channels * pixels * x.element_size()
-        while size > count * PART_BYTES and channels % (2 * count) == 0 and channels >= 2 * count * MIN_PART_CHANNELS:
-            count *= 2
-        return count
 
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+def _is_captured() -> bool:
+    """Whether what runs becomes a program, which had better have plain operations and not depend on the size."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def add_to(branch: Tensor, x: Tensor) -> Tensor:

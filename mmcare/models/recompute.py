@@ -28,6 +28,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
+from .layout import by_rows, is_channels_last
+from .parts import count_parts
+
 _RECOMPUTE, _FOLD, _PLAIN = "recompute and fold norms", "fold norms", "do neither"
 _mode = ContextVar("mode", default=_RECOMPUTE)
 
@@ -231,10 +234,13 @@ class _Gelu(NamedTuple):
     keep: ClassVar[bool] = False
 
     def run(self, x: Tensor) -> Tensor:
-        return F.gelu(x)
+        return by_rows(F.gelu, x)
 
     def backward(self, grad: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
-        return (torch.ops.aten.gelu_backward(grad, x),)
+        return (by_rows(torch.ops.aten.gelu_backward, grad, x),)
+
+    def divide(self, tensors: tuple[()], count: int, inputs: bool) -> list[tuple[()]]:
+        return [()] * count
 
 
 class _Relu(NamedTuple):
@@ -245,6 +251,9 @@ class _Relu(NamedTuple):
 
     def backward(self, grad: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
         return (torch.ops.aten.threshold_backward(grad, x, 0),)
+
+    def divide(self, tensors: tuple[()], count: int, inputs: bool) -> list[tuple[()]]:
+        return [()] * count
 
 
 class _Norm(NamedTuple):
@@ -270,6 +279,9 @@ class _Norm(NamedTuple):
             grad, x, weight, mean, var, None, None, False, self.eps, list(needed[:3])
         )
         return *grads, None, None
+
+    def divide(self, tensors: tuple[Tensor | None, ...], count: int, inputs: bool) -> list[tuple[Tensor | None, ...]]:
+        return _divide(tensors, count)
 
 
 class _Convolution(NamedTuple):
@@ -359,9 +371,21 @@ class _Convolution(NamedTuple):
 
     def _is_product(self, grad: Tensor, x: Tensor, weight: Tensor) -> bool:
         """Whether to do the 1×1 convolution's products themselves: on CPUs a tenth faster than as a convolution."""
-        pointwise = self.groups == 1 and weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
-        channels_last = all(map.is_contiguous(memory_format=torch.channels_last) for map in (grad, x))
-        return pointwise and channels_last and grad.is_cpu and grad.dtype == torch.float32
+        channels_last = is_channels_last(grad) and is_channels_last(x)
+        return self.is_pointwise(weight) and channels_last and grad.is_cpu and grad.dtype == torch.float32
+
+    def is_pointwise(self, weight: Tensor) -> bool:
+        return self.groups == 1 and weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
+
+    def divide(self, tensors: tuple[Tensor | None, ...], count: int, inputs: bool) -> list[tuple[Tensor | None, ...]]:
+        """The tensors of each part of the hidden channels, which are its outputs or its inputs."""
+        weight, bias, *norm = tensors
+        if inputs:
+            biases = (bias, *(None,) * (count - 1))
+            return list(zip(weight.chunk(count, dim=1), biases, strict=True))
+        if self.norm == _BEFORE:
+            return [(*own, *norm) for own in _divide((weight, bias), count)]
+        return _divide(tensors, count)
 
     def _scale_and_shift(self, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = gamma * (var + self.eps).rsqrt()
@@ -388,10 +412,47 @@ def _run(x: Tensor, steps: list[_Step], tensors: list[tuple[Tensor | None, ...]]
     if not steps:
         return x
     if _mode.get() == _RECOMPUTE:
-        return _Chain.apply(steps, [len(own) for own in tensors], x, *(tensor for own in tensors for tensor in own))
+        out = None
+        for own_steps, own in _in_parts(x, steps, tensors):
+            flat = (tensor for tensors_of_step in own for tensor in tensors_of_step)
+            part = _Chain.apply(own_steps, [len(tensors_of_step) for tensors_of_step in own], x, *flat)
+            out = part if out is None else out + part
+        return out
     for step, own in zip(steps, tensors, strict=True):
         x = step.run(x, *own)
     return x
+
+
+_Tensors = list[tuple[Tensor | None, ...]]
+
+
+def _in_parts(x: Tensor, steps: list[_Step], tensors: _Tensors) -> Iterator[tuple[list[_Step], _Tensors]]:
+    """The chain itself or, of one with a large hidden map, chains that make a part of it each and add up."""
+    first, last = steps[0], steps[-1]
+    count = 1
+    if _is_pointwise(first, tensors[0]) and _is_pointwise(last, tensors[-1]) and not last.norm:
+        inner = zip(steps[1:-1], tensors[1:-1], strict=True)
+        if all(not isinstance(step, _Convolution) or step.groups == len(own[0]) for step, own in inner):
+            count = count_parts(x, len(tensors[0][0])) if len(steps) > 1 else 1
+    if count == 1:
+        yield steps, tensors
+        return
+    narrow = [
+        step._replace(groups=step.groups // count) if isinstance(step, _Convolution) and step.groups > 1 else step
+        for step in steps
+    ]
+    divided = [step.divide(own, count, step is last) for step, own in zip(steps, tensors, strict=True)]
+    for own in zip(*divided, strict=True):
+        yield narrow, list(own)
+
+
+def _is_pointwise(step: _Step, tensors: tuple[Tensor | None, ...]) -> bool:
+    return isinstance(step, _Convolution) and step.is_pointwise(tensors[0])
+
+
+def _divide(tensors: Sequence[Tensor | None], count: int) -> list[tuple[Tensor | None, ...]]:
+    """Tensors with a value for each of the hidden channels, divided into parts of these."""
+    return list(zip(*((None,) * count if t is None else t.chunk(count) for t in tensors), strict=True))
 
 
 class _Chain(torch.autograd.Function):
