@@ -18,13 +18,14 @@ from torch import nn
 
 import mmcare
 from mmcare import UserError, cli
-from mmcare.benchmark import measure, subjects
+from mmcare.benchmark import measure, subjects, trials
 from mmcare.benchmark.accuracy import BOX_AP, TOP1
 from mmcare.benchmark.memory import kept_for_backward, peak_memory
 from mmcare.benchmark.plain import plain
 from mmcare.benchmark.plots import draw_accuracy, draw_sizes, exponent
 from mmcare.benchmark.profiling import Kind, profile, profile_table
 from mmcare.benchmark.table import Row, read_csv, speedups, text_table, write_csv
+from mmcare.models.fused import _FUSED_TYPES, Expansion
 
 ROOT = Path(__file__).parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools/benchmark.py"))
@@ -402,6 +403,17 @@ def test_the_profile_counts_operations_and_bytes():
     assert set(kinds) == {"convolution 1×1", "depth-wise convolution 3×3", "gelu", "view"}
 
 
+@pytest.mark.skipif(not _FUSED_TYPES, reason="torch has no fused convolutions on this machine")
+def test_the_profile_counts_what_convolutions_do_beside():
+    convolutions = [nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 8, 1)]
+    branch = Expansion(*zip(convolutions, (True, False, False), strict=True)).requires_grad_(False)
+    images = torch.rand(1, 8, 16, 16).contiguous(memory_format=torch.channels_last)
+    kinds = {kind.name: kind for kind in profile(lambda: branch(images, to=images.clone()), "cpu", repeats=2)}
+    assert kinds["convolution 1×1 + GELU"].flops == kinds["convolution 1×1 + sum"].flops == 2 * 8 * 32 * 256
+    assert kinds["depth-wise convolution 3×3"].flops == 2 * 9 * 32 * 256
+    assert kinds["convolution 1×1 + GELU"].moved == 4 * (8 * 256 + 8 * 32 + 32 + 32 * 256)
+
+
 def test_the_profile_says_how_far_from_the_limit():
     kinds = [Kind("convolution 1×1", 2, 0.03, 10**10, 10**8), Kind("gelu", 1, 0.01, 0, 10**8), Kind("view", 3, 1e-6)]
     text = profile_table(kinds, ceiling=1e12, bandwidth=2e10)
@@ -409,6 +421,14 @@ def test_the_profile_says_how_far_from_the_limit():
     assert lines[1] == ["convolution 1×1", "30.00 ms", "75.0%", "2", "10.000", "100.00", "100.0", "compute", "33%"]
     assert lines[2] == ["gelu", "10.00 ms", "25.0%", "1", "0.000", "100.00", "0.0", "memory", "50%"]
     assert lines[4][:2] == ["all", "40.00 ms"] and lines[4][-1] == "37%"
+
+
+def test_the_ways_of_a_trial_compute_the_same():
+    with torch.inference_mode():
+        for subject, ways in trials.trials():
+            first, *others = (way() for way in ways.values())
+            assert others
+            assert all(relative_error(other, first) < 1e-5 for other in others), subject
 
 
 # -- the command line ----------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from test_reparameterize import assert_same, families, trained
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmcare
+from mmcare.models import parts
+from mmcare.models.fused import Expansion
 
 SIZES = [(64, 96), (96, 128), (160, 160), (97, 65), (192, 224)]
 
@@ -17,10 +19,13 @@ def _nothing_compiled():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("form", ["plain", "fast"])
+@pytest.mark.parametrize("form", ["plain", "fast", "fast, hidden maps in parts"])
 @families
-def test_one_graph_serves_all_sizes(family, form):
+def test_one_graph_serves_all_sizes(family, form, monkeypatch):
     """Two, to be exact: the first is made for its size alone, the second when a size is found to change."""
+    if form == "fast, hidden maps in parts":  # not by the size of the images, then, but as for 512×512
+        monkeypatch.setattr(parts, "PART_BYTES", 2**18)
+        monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
     model = trained(family)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
@@ -29,6 +34,14 @@ def test_one_graph_serves_all_sizes(family, form):
     for size in SIZES:
         assert_same(compiled, model, torch.randn(2, 3, *size))
     assert counter.frame_count == 2
+
+
+@families
+def test_parts_are_made_as_for_512_pixels(family):
+    fast = mmcare.reparameterize(trained(family))
+    for stage, pixels in zip(fast.stages, (128 * 128, 64 * 64, 32 * 32, 16 * 16), strict=True):
+        found = [module.pixels for module in stage.modules() if isinstance(module, Expansion)]
+        assert found == [pixels] * (2 * len(stage.blocks))
 
 
 @families

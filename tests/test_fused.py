@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import relative_error
-from test_reparameterize import families, trained
+from test_reparameterize import assert_same, families, trained
 from torch import nn
 
 import mmcare
@@ -56,7 +56,7 @@ def count_calls(monkeypatch):
     project=st.booleans(),
     size=st.tuples(st.integers(1, 3), st.integers(1, 17), st.integers(1, 17)),
     layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
-    added=st.booleans(),
+    added=st.sampled_from([None, "another map", "the input"]),
 )
 def test_parts_add_up_to_the_whole(channels, hidden, depthwise, project, size, layout, added):
     with pytest.MonkeyPatch.context() as patch:
@@ -64,9 +64,10 @@ def test_parts_add_up_to_the_whole(channels, hidden, depthwise, project, size, l
         patch.setattr(parts, "MIN_PART_CHANNELS", 2)
         plain, fast = expansion(channels, hidden, depthwise, project)
         x = torch.randn(size[0], channels, *size[1:]).contiguous(memory_format=layout)
-        wanted = plain(x)
-        to = torch.randn(wanted.shape).contiguous(memory_format=layout) if added else None
+        wanted, to = plain(x), None
         if added:
+            own = added == "the input" and wanted.shape == x.shape
+            to = x if own else torch.randn(wanted.shape).contiguous(memory_format=layout)
             wanted = wanted + to
         assert relative_error(fast(x, to=to), wanted) < 1e-5
 
@@ -120,6 +121,14 @@ def test_copies_and_pickles_compute_the_same():
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert not any(layer._ordered for layer in twin.layers)
         assert torch.equal(twin(x), wanted)
+
+
+@families
+def test_a_network_in_parts_is_the_trained_one(family, small_parts):
+    model = trained(family)
+    fast = mmcare.reparameterize(model)
+    for size in [(1, 3, 64, 64), (2, 3, 97, 65)]:
+        assert_same(fast, model, torch.randn(size))
 
 
 @families

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ class _Recorder(TorchDispatchMode):
         flops = 0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        elif func.name() in _FUSED:
+            flops = 2 * out.numel() * math.prod(args[_FUSED[func.name()]].shape[1:])
         moved = 0
         if not _moves_nothing(func):
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
@@ -74,15 +77,25 @@ def _moves_nothing(func: Any) -> bool:
     return view or func._schema.name.startswith("aten::empty")
 
 
+_FUSED = {"mkldnn::_convolution_pointwise": 1, "mkldnn::_convolution_pointwise_.binary": 2}
+"""oneDNN's convolutions that do more (:mod:`mmcare.models.fused`), and where among their arguments the weight is."""
+
+
 def _name(func: Any, args: Sequence[Any]) -> str:
     name = func._schema.name.partition("::")[2].strip("_").removeprefix("native_").partition("_legit")[0]
     if not name.startswith("convolution"):
         return name
-    backward = name == "convolution_backward"
-    weight, groups = (args[2], args[-2]) if backward else (args[1], args[-1])
+    if func.name() in _FUSED:
+        first = _FUSED[func.name()]
+        weight, groups, also = args[first], args[first + 5], args[first + 6]
+        end = "" if also == "none" else f" + {also.replace('gelu', 'GELU').replace('add', 'sum')}"
+    elif name == "convolution_backward":
+        weight, groups, end = args[2], args[-2], " backward"
+    else:
+        weight, groups, end = args[1], args[-1], ""
     kernel = "×".join(map(str, weight.shape[2:]))
     depthwise = "depth-wise " if groups > 1 and groups == weight.shape[0] else ""
-    return f"{depthwise}convolution {kernel}{' backward' if backward else ''}"
+    return f"{depthwise}convolution {kernel}{end}"
 
 
 def profile(step: Callable[[], None], device: str, repeats: int) -> list[Kind]:

@@ -8,7 +8,7 @@ which fuses for itself.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class FusedConv(nn.Conv2d):
             ``"inputs"``, so that the outputs are the parts' sum.
     """
 
-    def __init__(self, conv: nn.Conv2d, gelu: bool = False, divide: str = "outputs") -> None:
+    def __init__(self, conv: nn.Conv2d, gelu: bool = False, divide: Literal["inputs", "outputs"] = "outputs") -> None:
         sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         super().__init__(*sizes, conv.groups, bias=False, device="meta")  # draws no random weights
         self.weight, self.bias = conv.weight, conv.bias
@@ -137,10 +137,10 @@ class Expansion(nn.Module):
         self.pixels = 0
 
     def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be written over."""
+        """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be x and be written over."""
         pixels = self.pixels if _is_captured() else None
         count = count_parts(x, self.layers[0].out_channels, pixels) if self.project else 1
-        out = to
+        out = to.clone() if to is x and count > 1 else to  # the next part reads x, too
         for index in range(count):
             hidden = x
             for layer in self.layers[:-1]:

@@ -7,8 +7,8 @@ only the input and what its 1×1 convolutions return is kept, of other cheap par
 norm with frozen statistics keeps and computes nothing: it is a part of the convolution beside it. The gradients are the
 same up to rounding.
 
-All of this is for training, and it costs no time: the passes over the maps that frozen norms no longer need are as long
-as those that are done twice. In eval mode or without gradients :func:`chain` and :func:`recompute` just call what they
+All of this is for training, and the passes over the maps that frozen norms no longer need make up for those that are
+done twice. In eval mode or without gradients :func:`chain` and :func:`recompute` just call what they
 are given, and so they do under ``torch.compile``, which decides for itself what to keep.
 """
 
@@ -428,15 +428,11 @@ _Tensors = list[tuple[Tensor | None, ...]]
 
 def _in_parts(x: Tensor, steps: list[_Step], tensors: _Tensors) -> Iterator[tuple[list[_Step], _Tensors]]:
     """The chain itself or, of one with a large hidden map, chains that make a part of it each and add up."""
-    first, last = steps[0], steps[-1]
-    count = 1
-    if _is_pointwise(first, tensors[0]) and _is_pointwise(last, tensors[-1]) and not last.norm:
-        inner = zip(steps[1:-1], tensors[1:-1], strict=True)
-        if all(not isinstance(step, _Convolution) or step.groups == len(own[0]) for step, own in inner):
-            count = count_parts(x, len(tensors[0][0])) if len(steps) > 1 else 1
+    count = count_parts(x, len(tensors[0][0])) if _is_expansion(steps, tensors) else 1
     if count == 1:
         yield steps, tensors
         return
+    last = steps[-1]
     narrow = [
         step._replace(groups=step.groups // count) if isinstance(step, _Convolution) and step.groups > 1 else step
         for step in steps
@@ -446,8 +442,14 @@ def _in_parts(x: Tensor, steps: list[_Step], tensors: _Tensors) -> Iterator[tupl
         yield narrow, list(own)
 
 
-def _is_pointwise(step: _Step, tensors: tuple[Tensor | None, ...]) -> bool:
-    return isinstance(step, _Convolution) and step.is_pointwise(tensors[0])
+def _is_expansion(steps: list[_Step], tensors: _Tensors) -> bool:
+    """Whether the chain goes from a 1×1 convolution to another without a meeting of channels between."""
+    convolutions = [(step, own[0]) for step, own in zip(steps, tensors, strict=True) if isinstance(step, _Convolution)]
+    if len(convolutions) < 2 or convolutions[0][0] is not steps[0] or convolutions[-1][0] is not steps[-1]:
+        return False
+    (first, *inner, last) = convolutions
+    apart = all(step.groups == len(weight) for step, weight in inner)
+    return apart and all(step.is_pointwise(weight) for step, weight in (first, last)) and not last[0].norm
 
 
 def _divide(tensors: Sequence[Tensor | None], count: int) -> list[tuple[Tensor | None, ...]]:
