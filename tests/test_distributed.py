@@ -20,6 +20,7 @@ from tiny import IN_PROCESS, ROOT, write_ground
 from torch import nn
 
 from mmcare import CARE, CASViT, UserError, cli, launch
+from mmcare.checkpoint import read_checkpoint
 from mmcare.distributed import CpuRunner
 
 RECORDER = """
@@ -140,7 +141,7 @@ def segmentor(ground):
 def assert_one_model_was_trained(run, checkpoint):
     first, second = (torch.load(run.work_dir / f"rank{rank}.pt") for rank in (0, 1))
     assert run.log.count("Saving checkpoint") == 1
-    saved = torch.load(run.work_dir / checkpoint, weights_only=False)["state_dict"]
+    saved = read_checkpoint(run.work_dir / checkpoint)["state_dict"]
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         assert torch.equal(weight, saved[name])
