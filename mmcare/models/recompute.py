@@ -7,9 +7,10 @@ only the input and what its 1×1 convolutions return is kept, of other cheap par
 norm with frozen statistics keeps and computes nothing: it is a part of the convolution beside it. The gradients are the
 same up to rounding.
 
-All of this is for training, and the passes over the maps that frozen norms no longer need make up for those that are
-done twice. In eval mode or without gradients :func:`chain` and :func:`recompute` just call what they
-are given, and so they do under ``torch.compile``, which decides for itself what to keep.
+All of this is for training. It costs up to a sixth of a step's time (docs/speed.md): frozen norms need no pass over the
+maps any more, which makes up for a part of what is done twice. In eval mode or without gradients :func:`chain` and
+:func:`recompute` just call what they are given, and so they do under ``torch.compile``, which decides for itself what
+to keep.
 """
 
 from __future__ import annotations
