@@ -154,7 +154,7 @@ def test_where_nothing_can_be_fused_the_plain_operations_run(family, context):
         if context == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
                 found = fast(x)
-                assert [out.dtype for out in found] == [out.dtype for out in model(x)] == [torch.bfloat16] * 4
+                assert [out.dtype for out in found] == [out.dtype for out in model(x)]
             tolerance = 3e-2
         elif context == "float64":
             found = fast.double()(x.double())
