@@ -167,6 +167,7 @@ def test_where_nothing_can_be_fused_the_plain_operations_run(family, context):
             program = torch.export.export(fast, (torch.randn(1, 3, 64, 96),))
             assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
             found = program.module()(x)
+    assert not any(module._ordered for module in fast.modules() if isinstance(module, FusedConv))
     for output, stage in zip(found, wanted, strict=True):
         assert relative_error(output.float(), stage) < tolerance
 
