@@ -15,10 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import by_rows, is_channels_last
-from .parts import count_parts
-
-Part = tuple[int, int]
-"""The number of a part, from 0, and how many there are."""
+from .parts import Part, count_parts, part_of
 
 
 def _has_fused_convolutions() -> bool:
@@ -63,8 +60,8 @@ class FusedConv(nn.Conv2d):
             part: which part of the channels.
             to: what the sum may be written over, in the shape of the output.
         """
-        weight, bias = self._part(part)
-        groups = self.groups if self.groups == 1 else len(weight)
+        weight, bias = part_of(self.weight, self.bias, part, inputs=self.divide == "inputs")
+        groups = max(self.groups // part[1], 1)
         if not self._is_fused(x):
             out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
             out = self._gelu(out) if self.gelu else out
@@ -80,14 +77,6 @@ class FusedConv(nn.Conv2d):
 
     def _gelu(self, x: Tensor) -> Tensor:
         return torch.ops.aten.gelu_(x) if _is_captured() else by_rows(torch.ops.aten.gelu_, x)
-
-    def _part(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        index, count = part
-        if count == 1:
-            return self.weight, self.bias
-        if self.divide == "inputs":
-            return self.weight.chunk(count, dim=1)[index], self.bias if index == 0 else None
-        return self.weight.chunk(count)[index], None if self.bias is None else self.bias.chunk(count)[index]
 
     def _is_fused(self, x: Tensor) -> bool:
         if _is_captured() or type(x) is not Tensor:

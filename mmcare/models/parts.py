@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+Part = tuple[int, int]
+"""The number of a part, from 0, and how many there are."""
+
 PART_BYTES = 4 * 2**20
 """A hidden map larger than this is made in parts."""
 
@@ -31,3 +34,17 @@ def count_parts(x: Tensor, channels: int, pixels: int | None = None) -> int:
     while size > count * PART_BYTES and channels % (2 * count) == 0 and channels >= 2 * count * MIN_PART_CHANNELS:
         count *= 2
     return count
+
+
+def part_of(weight: Tensor, bias: Tensor | None, part: Part, inputs: bool) -> tuple[Tensor, Tensor | None]:
+    """What of a convolution's weights makes a part of a hidden map, or reads it.
+
+    Args:
+        weight, bias: the convolution's.
+        part: which one.
+        inputs: whether the map is what it reads, so that the outputs are the parts' sum and only one has the bias.
+    """
+    index, count = part
+    if inputs:
+        return weight.chunk(count, dim=1)[index], bias if index == 0 else None
+    return weight.chunk(count)[index], None if bias is None else bias.chunk(count)[index]

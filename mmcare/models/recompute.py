@@ -30,7 +30,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 from .layout import by_rows, is_channels_last
-from .parts import count_parts
+from .parts import Part, count_parts, part_of
 
 _RECOMPUTE, _FOLD, _PLAIN = "recompute and fold norms", "fold norms", "do neither"
 _mode = ContextVar("mode", default=_RECOMPUTE)
@@ -240,9 +240,6 @@ class _Gelu(NamedTuple):
     def backward(self, grad: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
         return (by_rows(torch.ops.aten.gelu_backward, grad, x),)
 
-    def divide(self, tensors: tuple[()], count: int, inputs: bool) -> list[tuple[()]]:
-        return [()] * count
-
 
 class _Relu(NamedTuple):
     keep: ClassVar[bool] = False
@@ -252,9 +249,6 @@ class _Relu(NamedTuple):
 
     def backward(self, grad: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
         return (torch.ops.aten.threshold_backward(grad, x, 0),)
-
-    def divide(self, tensors: tuple[()], count: int, inputs: bool) -> list[tuple[()]]:
-        return [()] * count
 
 
 class _Norm(NamedTuple):
@@ -280,9 +274,6 @@ class _Norm(NamedTuple):
             grad, x, weight, mean, var, None, None, False, self.eps, list(needed[:3])
         )
         return *grads, None, None
-
-    def divide(self, tensors: tuple[Tensor | None, ...], count: int, inputs: bool) -> list[tuple[Tensor | None, ...]]:
-        return _divide(tensors, count)
 
 
 class _Convolution(NamedTuple):
@@ -378,16 +369,6 @@ class _Convolution(NamedTuple):
     def is_pointwise(self, weight: Tensor) -> bool:
         return self.groups == 1 and weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
-    def divide(self, tensors: tuple[Tensor | None, ...], count: int, inputs: bool) -> list[tuple[Tensor | None, ...]]:
-        """The tensors of each part of the hidden channels, which are its outputs or its inputs."""
-        weight, bias, *norm = tensors
-        if inputs:
-            biases = (bias, *(None,) * (count - 1))
-            return list(zip(weight.chunk(count, dim=1), biases, strict=True))
-        if self.norm == _BEFORE:
-            return [(*own, *norm) for own in _divide((weight, bias), count)]
-        return _divide(tensors, count)
-
     def _scale_and_shift(self, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = gamma * (var + self.eps).rsqrt()
         return scale, beta - mean * scale
@@ -433,14 +414,26 @@ def _in_parts(x: Tensor, steps: list[_Step], tensors: _Tensors) -> Iterator[tupl
     if count == 1:
         yield steps, tensors
         return
-    last = steps[-1]
     narrow = [
         step._replace(groups=step.groups // count) if isinstance(step, _Convolution) and step.groups > 1 else step
         for step in steps
     ]
-    divided = [step.divide(own, count, step is last) for step, own in zip(steps, tensors, strict=True)]
-    for own in zip(*divided, strict=True):
-        yield narrow, list(own)
+    for index in range(count):
+        yield (
+            narrow,
+            [_part(step, own, (index, count), step is steps[-1]) for step, own in zip(steps, tensors, strict=True)],
+        )
+
+
+def _part(step: _Step, tensors: tuple[Tensor | None, ...], part: Part, inputs: bool) -> tuple[Tensor | None, ...]:
+    """The tensors with which a step makes a part of the hidden map, or reads it; a norm before it is of all of x."""
+    index, count = part
+    if not isinstance(step, _Convolution):
+        return tuple(tensor.chunk(count)[index] for tensor in tensors)
+    weight, bias, *norm = tensors
+    if step.norm == _AFTER:
+        norm = [tensor.chunk(count)[index] for tensor in norm]
+    return (*part_of(weight, bias, part, inputs), *norm)
 
 
 def _is_expansion(steps: list[_Step], tensors: _Tensors) -> bool:
@@ -451,11 +444,6 @@ def _is_expansion(steps: list[_Step], tensors: _Tensors) -> bool:
     (first, *inner, last) = convolutions
     apart = all(step.groups == len(weight) for step, weight in inner)
     return apart and all(step.is_pointwise(weight) for step, weight in (first, last)) and not last[0].norm
-
-
-def _divide(tensors: Sequence[Tensor | None], count: int) -> list[tuple[Tensor | None, ...]]:
-    """Tensors with a value for each of the hidden channels, divided into parts of these."""
-    return list(zip(*((None,) * count if t is None else t.chunk(count) for t in tensors), strict=True))
 
 
 class _Chain(torch.autograd.Function):
