@@ -17,6 +17,7 @@ from .errors import UserError
 from .models.base import PyramidBackbone
 from .models.fold import fold_norm_after, is_foldable
 from .models.fused import Expansion, FusedConv
+from .models.recompute import is_plain_conv
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
@@ -76,7 +77,7 @@ def _fuse(module: nn.Module) -> nn.Module:
     """Puts a module's fast form, and those of the modules in it, in their places."""
     if hasattr(module, "fuse"):
         module = module.fuse()
-    if type(module) is nn.Conv2d:
+    if is_plain_conv(module):
         return FusedConv(module)
     for name, child in module.named_children():
         setattr(module, name, _fuse(child))

@@ -184,3 +184,25 @@ def test_the_fast_form_fuses(family):
     assert not any(type(module) is nn.Conv2d for module in fast.modules())
     assert len(apart) < len(layers) / 3
     assert all(name.rpartition(".token_mixer.")[1] for name in apart), apart
+
+
+def test_convolutions_in_groups():
+    conv = nn.Conv2d(8, 16, 3, groups=4).requires_grad_(False)
+    x = channels_last(1, 8, 9, 9)
+    assert relative_error(FusedConv(conv)(x), conv(x)) < 1e-5
+
+
+@pytest.mark.parametrize("adapt", ["spectral norm", "circular padding", "a hook"])
+def test_adapted_convolutions_stay_as_they_are(adapt):
+    model = trained("CARE")
+    conv = model.stem.conv
+    if adapt == "spectral norm":
+        torch.nn.utils.spectral_norm(conv).eval()
+        model.stem.norm = nn.Identity()  # which cannot be folded into weights that are computed in each pass
+    elif adapt == "circular padding":
+        model.stem.conv = nn.Conv2d(3, conv.out_channels, 4, stride=4, padding=2, padding_mode="circular")
+    else:
+        conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+        model.stem.norm = nn.Identity()
+    model.eval()
+    assert_same(mmcare.reparameterize(model), model, torch.randn(1, 3, 64, 64))

@@ -59,11 +59,11 @@ def chain(x: Tensor, *layers: nn.Module) -> Tensor:
             steps.append(_Convolution.of(following, _BEFORE, layer.eps))
             tensors.append((following.weight, following.bias, *_norm_tensors(layer)))
             rest.pop(0)
-        elif _is_conv(layer) and _is_frozen_norm(following):
+        elif is_plain_conv(layer) and _is_frozen_norm(following):
             steps.append(_Convolution.of(layer, _AFTER, following.eps))
             tensors.append((layer.weight, layer.bias, *_norm_tensors(following)))
             rest.pop(0)
-        elif _is_conv(layer):
+        elif is_plain_conv(layer):
             steps.append(_Convolution.of(layer))
             tensors.append((layer.weight, layer.bias))
         elif _is_frozen_norm(layer):
@@ -202,13 +202,14 @@ def _is(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
-def _is_conv(layer: nn.Module | None) -> bool:
+def is_plain_conv(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution that computes what its weights say, and with zeros around the map."""
     return _is(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _takes_norm_before(conv: nn.Module | None, x: Tensor) -> bool:
     """Whether a norm is better a part of the convolution that follows than a pass over the map x."""
-    if not _is_conv(conv) or conv.groups > 1 or any(conv.padding):
+    if not is_plain_conv(conv) or conv.groups > 1 or any(conv.padding):
         return False
     # Half precision would round x before the norm has taken its mean away; and the weights may be larger than the map.
     return not _autocast_enabled(x.device.type) and x.shape[0] * x.shape[2] * x.shape[3] >= conv.out_channels
