@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import reference
 import torch
 import yaml
 from mmengine.registry import MODELS
+from reference import relative_error
 from tiny import DETECTOR
 from torch import nn
 
 import mmcare
-from mmcare import UserError, cli
+from mmcare import UserError
 from mmcare.benchmark import measure, subjects, trials
 from mmcare.benchmark.accuracy import BOX_AP, TOP1
 from mmcare.benchmark.memory import kept_for_backward, peak_memory
@@ -33,27 +35,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys, tmp_path):
+def tool(monkeypatch, in_process, tmp_path):
     """Runs the tool in this process and an empty folder; returns its exit status and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(measure.PRODUCT, "cpu", 64)  # the machine's true ceiling matters to nobody here
     monkeypatch.setattr("mmcare.benchmark.memory.limit_memory", lambda: None)  # of the process that runs all tests
-
-    def tool(*args):
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, args)])
-        status = 0
-        try:
-            cli.run(TOOL["main"])
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr()
-
-    return tool
-
-
-def relative_error(output, wanted):
-    output, wanted = output.detach().double(), wanted.detach().double()
-    return float((output - wanted).norm() / wanted.norm())
+    return partial(in_process, TOOL["main"], "benchmark.py")
 
 
 def row(**changes):

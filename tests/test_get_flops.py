@@ -1,7 +1,7 @@
 """tools/get_flops.py: the figures of the papers and of hand calculation, and what it says of a mistake."""
 
 import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmcare  # noqa: F401  registers the backbones
-from mmcare import UserError, cli
+from mmcare import UserError
 from mmcare.models.care import LinearAttention
 
 ROOT = Path(__file__).parent.parent
@@ -30,20 +30,10 @@ FIGURES = {
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(monkeypatch, in_process):
     """Runs the tool in this process, as the command line would; returns its exit status and what it printed."""
     monkeypatch.chdir(ROOT)
-
-    def tool(*args):
-        monkeypatch.setattr(sys, "argv", ["get_flops.py", *map(str, args)])
-        status = 0
-        try:
-            cli.run(TOOL["main"])
-        except SystemExit as ended:
-            status = ended.code
-        return status, capsys.readouterr()
-
-    return tool
+    return partial(in_process, TOOL["main"], "get_flops.py")
 
 
 def figures(out):
