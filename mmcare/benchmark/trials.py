@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Trial(NamedTuple):
     """Ways to compute the same, the first of which the others are compared with."""
 
     subject: str
-    ways: dict[str, Callable[[], Tensor]]
+    ways: dict[str, Callable[[], Any]]
 
 
 def trials() -> Iterator[Trial]:
@@ -39,6 +39,9 @@ def trials() -> Iterator[Trial]:
     for channels, hidden, side in ((32, 128, 128), (64, 256, 64), (128, 512, 32), (256, 1024, 16)):
         x = _map(channels, side)
         yield Trial(f"1×1 convolution {channels} → {hidden} with GELU at {side}×{side}", _pointwise(x, hidden))
+    for inputs, outputs, side in ((128, 32, 128), (32, 128, 128), (256, 64, 64), (256, 1024, 16)):
+        subject = f"backward pass of a 1×1 convolution {inputs} → {outputs} at {side}×{side}"
+        yield Trial(subject, _backward(_map(inputs, side), _map(outputs, side)))
     for shape in ((128, 128), (200, 336)):
         yield Trial(f"32 → 128 → 32 channels with a 3×3 between at {shape[0]}×{shape[1]}", _hidden_map(*shape))
     mixer = TokenMixer(32, 16).requires_grad_(False).eval()
@@ -96,6 +99,27 @@ def _pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
         "matrix product, GELU": product,
         "fused": forgetful,
         "fused, weights ordered before": lambda: fused(x),
+    }
+
+
+def _backward(x: Tensor, grad: Tensor) -> dict[str, Callable[[], Any]]:
+    weight = _conv(x.shape[1], grad.shape[1]).weight
+
+    def convolution(*wanted: bool) -> tuple[Tensor | None, ...]:
+        settings = ([len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        return torch.ops.aten.convolution_backward(grad, x, weight, *settings, wanted)
+
+    def apart() -> tuple[Any, ...]:
+        return convolution(True, False, False), convolution(False, True, False), grad.sum((0, 2, 3))
+
+    def products() -> tuple[Tensor, ...]:
+        rows, columns = (tensor.permute(0, 2, 3, 1).flatten(0, 2) for tensor in (grad, x))
+        return rows @ weight.flatten(1), rows.t() @ columns, rows.sum(0)
+
+    return {
+        "in one call": lambda: convolution(True, True, True),
+        "of the map, the weights and the bias apart": apart,
+        "as matrix products": products,
     }
 
 

@@ -20,8 +20,7 @@ from ..registry import MODELS
 from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
 from .fold import conv_with, fold_norm_after, fold_norm_before
 from .fused import Expansion, add_to
-from .layout import split
-from .recompute import Chain, chain, recompute
+from .recompute import Chain, chain, chain_and_split, recompute
 
 
 class SpatialGate(nn.Module):
@@ -87,10 +86,9 @@ class AdditiveTokenMixer(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """(B, channels, H, W) and the norm that comes before → the same shape."""
-        return self.project(recompute(self, self._mix, chain(x, norm, self.qkv)))
+        return self.project(recompute(self, self._mix, *chain_and_split(x, 3, norm, self.qkv)))
 
-    def _mix(self, qkv: Tensor) -> Tensor:
-        query, key, value = split(qkv, 3)
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         similarity = self.similarity(self.query_context(query) + self.key_context(key))
         return similarity * value
 

@@ -1,14 +1,13 @@
 """How the networks train in less memory: what is cheap to compute is computed again in the backward pass.
 
 Autograd keeps the input of each operation until the backward pass. Most of these maps are cheap to make from others
-that are kept as well: norms, activations, depth-wise convolutions, gates and linear attention are most of the memory
-and a small part of the arithmetic, the 1×1 convolutions the other way round. So of a chain of layers (:func:`chain`)
-only the input and what its 1×1 convolutions return is kept, of other cheap parts (:func:`recompute`) only the input. A
-norm with frozen statistics keeps and computes nothing: it is a part of the convolution beside it. The gradients are the
-same up to rounding.
+that are kept as well: norms, activations, depth-wise convolutions and gates are most of the memory and a small part of
+the arithmetic, the 1×1 convolutions the other way round. So of a chain of layers (:func:`chain`) only the input and
+what its 1×1 convolutions return is kept, of other cheap parts (:func:`recompute`) only the input. Of large maps a norm
+with frozen statistics keeps and computes nothing: it is a part of the convolution beside it. Of small maps everything
+is kept. The gradients are the same up to rounding.
 
-All of this is for training. It costs up to a sixth of a step's time (docs/speed.md): frozen norms need no pass over the
-maps any more, which makes up for a part of what is done twice. In eval mode or without gradients :func:`chain` and
+All of this is for training; docs/speed.md tells what it costs. In eval mode or without gradients :func:`chain` and
 :func:`recompute` just call what they are given, and so they do under ``torch.compile``, which decides for itself what
 to keep.
 """
@@ -29,8 +28,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
-from .layout import by_rows, is_channels_last
+from .layout import by_rows, split
 from .parts import Part, count_parts, part_of
+
+SMALL_CHAIN, SMALL_PART = 2**16, 200_000
+"""Of maps with no more values than this everything is kept, by :func:`chain` and by :func:`recompute`: to compute it
+again would save little memory, and many small operations take their time on the smallest of maps, too."""
+
+FOLDED_VALUES = 2**18
+"""A norm of a map of fewer values than this is a pass over the map: that takes less than folding it into weights."""
 
 _RECOMPUTE, _FOLD, _PLAIN = "recompute and fold norms", "fold norms", "do neither"
 _mode = ContextVar("mode", default=_RECOMPUTE)
@@ -40,16 +46,38 @@ def chain(x: Tensor, *layers: nn.Module) -> Tensor:
     """``layers[-1](… layers[0](x))`` for convolutions, batch norms, GELU and ReLU, training in little memory.
 
     The backward pass keeps x and what dense convolutions return, and makes the rest again. Layers of other kinds, and
-    norms that take the statistics of the batch, run by themselves.
+    norms that take the statistics of the batch, run by themselves, and so does everything on small maps.
 
     Args:
         x: (B, C, H, W).
         layers: what to apply to x, in this order.
     """
-    if torch.compiler.is_compiling() or _mode.get() == _PLAIN or not (_mode.get() == _FOLD or _trains(layers)):
+    if not _is_chained(x, layers):
         for layer in layers:
             x = layer(x)
         return x
+    return _run(*_steps(x, layers))
+
+
+def chain_and_split(x: Tensor, parts: int, *layers: nn.Module) -> list[Tensor]:
+    """Equal parts of the channels of ``chain(x, *layers)``, laid out as x, without first making the whole."""
+    if not _is_chained(x, layers):
+        return split(chain(x, *layers), parts)
+    x, steps, tensors = _steps(x, layers)
+    if not steps or not isinstance(steps[-1], _Convolution) or steps[-1].groups > 1:
+        return split(_run(x, steps, tensors), parts)
+    steps[-1] = steps[-1]._replace(parts=parts)
+    return list(_run(x, steps, tensors))
+
+
+def _is_chained(x: Tensor, layers: Sequence[nn.Module]) -> bool:
+    if torch.compiler.is_compiling() or _mode.get() == _PLAIN or x.numel() <= SMALL_CHAIN:
+        return False
+    return _mode.get() == _FOLD or _trains(layers)
+
+
+def _steps(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, list[_Step], _Tensors]:
+    """Runs the layers that run by themselves, and returns what comes after the last of them."""
     steps: list[_Step] = []
     tensors: list[tuple[Tensor | None, ...]] = []
     rest = list(layers)
@@ -59,7 +87,7 @@ def chain(x: Tensor, *layers: nn.Module) -> Tensor:
             steps.append(_Convolution.of(following, _BEFORE, layer.eps))
             tensors.append((following.weight, following.bias, *_norm_tensors(layer)))
             rest.pop(0)
-        elif is_plain_conv(layer) and _is_frozen_norm(following):
+        elif _is_frozen_norm(following) and _takes_norm_after(layer, x):
             steps.append(_Convolution.of(layer, _AFTER, following.eps))
             tensors.append((layer.weight, layer.bias, *_norm_tensors(following)))
             rest.pop(0)
@@ -75,7 +103,7 @@ def chain(x: Tensor, *layers: nn.Module) -> Tensor:
         else:
             x = layer(_run(x, steps, tensors))
             steps, tensors = [], []
-    return _run(x, steps, tensors)
+    return x, steps, tensors
 
 
 class Chain(nn.Sequential):
@@ -88,6 +116,8 @@ class Chain(nn.Sequential):
 def recompute(module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``function(*inputs)``, of which only the inputs are kept for the backward pass, which calls it again.
 
+    Small maps are all kept.
+
     Args:
         module: the module that ``function`` is a part of.
         function: deterministic; it takes no other tensors than its inputs and the parameters and buffers of ``module``,
@@ -95,6 +125,8 @@ def recompute(module: nn.Module, function: Callable[..., Tensor], *inputs: Tenso
         inputs: the tensors it takes.
     """
     if torch.compiler.is_compiling() or _mode.get() != _RECOMPUTE or not _trains([module]):
+        return function(*inputs)
+    if inputs[0].numel() <= SMALL_PART:
         return function(*inputs)
     names, parameters = zip(*module.named_parameters(), strict=True)
     return _Recompute.apply(module, function, names, *inputs, *parameters)
@@ -208,11 +240,21 @@ def is_plain_conv(layer: nn.Module | None) -> bool:
 
 
 def _takes_norm_before(conv: nn.Module | None, x: Tensor) -> bool:
-    """Whether a norm is better a part of the convolution that follows than a pass over the map x."""
+    """Whether a norm is better a part of the convolution that follows than a pass over a map of x's size."""
     if not is_plain_conv(conv) or conv.groups > 1 or any(conv.padding):
         return False
-    # Half precision would round x before the norm has taken its mean away; and the weights may be larger than the map.
-    return not _autocast_enabled(x.device.type) and x.shape[0] * x.shape[2] * x.shape[3] >= conv.out_channels
+    # Half precision would round x before the norm has taken its mean away.
+    return not _autocast_enabled(x.device.type) and _is_folded(conv, conv.in_channels, x)
+
+
+def _takes_norm_after(conv: nn.Module, x: Tensor) -> bool:
+    """Whether a norm is better a part of the convolution before it than a pass over its output."""
+    return is_plain_conv(conv) and _is_folded(conv, conv.out_channels, x)
+
+
+def _is_folded(conv: nn.Conv2d, channels: int, x: Tensor) -> bool:
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return channels * pixels >= FOLDED_VALUES and pixels >= conv.out_channels  # or the weights are more than the map
 
 
 def _is_gelu(layer: nn.Module) -> bool:
@@ -239,7 +281,12 @@ class _Gelu(NamedTuple):
         return by_rows(F.gelu, x)
 
     def backward(self, grad: Tensor, x: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
-        return (by_rows(torch.ops.aten.gelu_backward, grad, x),)
+        return (by_rows(_gelu_backward_, grad, x),)
+
+
+def _gelu_backward_(grad: Tensor, x: Tensor) -> Tensor:
+    """GELU's backward pass, written over the gradient: a large map less to make."""
+    return torch.ops.aten.gelu_backward.grad_input(grad, x, grad_input=grad)
 
 
 class _Relu(NamedTuple):
@@ -290,6 +337,8 @@ class _Convolution(NamedTuple):
     groups: int
     norm: str | None
     eps: float
+    parts: int = 1
+    """In how many maps to return the output, of equal parts of the channels."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d, norm: str | None = None, eps: float = 0.0) -> _Convolution:
@@ -302,18 +351,30 @@ class _Convolution(NamedTuple):
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Tensor) -> Tensor:
         if norm:
-            scale, shift = self._scale_and_shift(*norm)
+            scale, shift, _ = self._scale_and_shift(*norm)
             weight, bias = self._fold_weight(weight, scale), self._fold_bias(weight, bias, scale, shift)
+        if self.parts == 1:
+            return self._convolve(x, weight, bias)
+        return tuple(self._convolve(x, *part_of(weight, bias, (i, self.parts), False)) for i in range(self.parts))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(
-        self, grad: Tensor, x: Tensor, needed: Sequence[bool], weight: Tensor, bias: Tensor | None, *norm: Tensor
+        self,
+        grad: Tensor | Sequence[Tensor],
+        x: Tensor,
+        needed: Sequence[bool],
+        weight: Tensor,
+        bias: Tensor | None,
+        *norm: Tensor,
     ) -> tuple[Tensor | None, ...]:
         used = weight
         if norm:
-            scale, shift = self._scale_and_shift(*norm)
+            scale, shift, per_deviation = self._scale_and_shift(*norm)
             used = self._fold_weight(weight, scale)
-        x, used, grad = (tensor.to(grad.dtype) for tensor in (x, used, grad))
+        grad = grad if self.parts == 1 else torch.cat(list(grad), dim=1)
+        x, used = (tensor.to(grad.dtype) for tensor in (x, used))
         of_parameters = any(needed[1:])
         of_bias = of_parameters and (bias is not None or bool(norm))
         wanted = [needed[0], of_parameters, of_bias]
@@ -322,7 +383,7 @@ class _Convolution(NamedTuple):
             return grad_x, None, None, *(None for _ in norm)
         if not norm:
             return grad_x, grad_used, grad_bias
-        _, _, mean, var = norm
+        mean = norm[2]
         grad_used, grad_bias = grad_used.to(mean.dtype), grad_bias.to(mean.dtype)
         of_scale = grad_used * weight
         of_weight = grad_used.mul_(self._per_weight(scale))
@@ -336,43 +397,27 @@ class _Convolution(NamedTuple):
             of_shift, of_bias = grad_bias, grad_bias * scale
             if bias is not None:
                 of_scale += grad_bias * bias
-        of_gamma = (of_scale - mean * of_shift) * (var + self.eps).rsqrt()
+        of_gamma = torch.addcmul(of_scale, mean, of_shift, value=-1).mul_(per_deviation)
         return grad_x, of_weight, None if bias is None else of_bias, of_gamma, of_shift, None, None
 
     def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
-        if self._is_product(grad, x, weight):
-            grad, x = grad.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
-            rows = grad.flatten(0, 2)
-            return (
-                (grad @ weight.flatten(1)).permute(0, 3, 1, 2) if wanted[0] else None,
-                (rows.t() @ x.flatten(0, 2)).view_as(weight) if wanted[1] else None,
-                rows.sum(0) if wanted[2] else None,
-            )
-        return torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [weight.shape[0]],
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0] * len(self.stride),
-            self.groups,
-            wanted,
+        # One after the other: asked for all three at once, oneDNN takes up to a third longer.
+        settings = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
+        passes = ([wanted[0], False, False], [False, wanted[1], False])
+        (of_x, _, _), (_, of_weight, _) = (
+            torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, mask) if any(mask) else (None,) * 3
+            for mask in passes
         )
-
-    def _is_product(self, grad: Tensor, x: Tensor, weight: Tensor) -> bool:
-        """Whether to do the 1×1 convolution's products themselves: on CPUs a tenth faster than as a convolution."""
-        channels_last = is_channels_last(grad) and is_channels_last(x)
-        return self.is_pointwise(weight) and channels_last and grad.is_cpu and grad.dtype == torch.float32
+        return of_x, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
 
     def is_pointwise(self, weight: Tensor) -> bool:
         return self.groups == 1 and weight.shape[2:] == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
-    def _scale_and_shift(self, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        scale = gamma * (var + self.eps).rsqrt()
-        return scale, beta - mean * scale
+    def _scale_and_shift(self, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+        """s and b, and what s is made of: 1 / sqrt(var + eps)."""
+        per_deviation = (var + self.eps).rsqrt_()
+        scale = gamma * per_deviation
+        return scale, torch.addcmul(beta, mean, scale, value=-1), per_deviation
 
     def _per_weight(self, values: Tensor) -> Tensor:
         """Values for the channels of the norm, for multiplying with the weights."""
@@ -399,7 +444,7 @@ def _run(x: Tensor, steps: list[_Step], tensors: list[tuple[Tensor | None, ...]]
         for own_steps, own in _in_parts(x, steps, tensors):
             flat = (tensor for tensors_of_step in own for tensor in tensors_of_step)
             part = _Chain.apply(own_steps, [len(tensors_of_step) for tensors_of_step in own], x, *flat)
-            out = part if out is None else out + part
+            out = part if out is None else out.add_(part)
         return out
     for step, own in zip(steps, tensors, strict=True):
         x = step.run(x, *own)
@@ -444,7 +489,8 @@ def _is_expansion(steps: list[_Step], tensors: _Tensors) -> bool:
         return False
     (first, *inner, last) = convolutions
     apart = all(step.groups == len(weight) for step, weight in inner)
-    return apart and all(step.is_pointwise(weight) for step, weight in (first, last)) and not last[0].norm
+    sums = not last[0].norm and last[0].parts == 1
+    return apart and sums and all(step.is_pointwise(weight) for step, weight in (first, last))
 
 
 class _Chain(torch.autograd.Function):
@@ -464,7 +510,8 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = of_outputs[0] if len(of_outputs) == 1 else of_outputs
         saved = ctx.saved_tensors
         inputs, rest, needed = (
             list(saved[: len(ctx.steps)]),
@@ -477,6 +524,8 @@ class _Chain(torch.autograd.Function):
             for i, (step, own) in enumerate(zip(ctx.steps[:-1], tensors, strict=False)):
                 if inputs[i + 1] is None:
                     inputs[i + 1] = step.run(inputs[i], *own)
+        if isinstance(ctx.steps[-1], _Gelu):
+            grad = grad.clone()  # which is not ours to write over, as what the steps return is
         grads: list[Tensor | None] = []
         for i in range(len(ctx.steps) - 1, -1, -1):
             further = ctx.needs_input_grad[2] or any(need for before in needs[:i] for need in before)
