@@ -234,6 +234,17 @@ def test_the_gradient_that_comes_in_stays_as_it_is():
 
 
 @families
+def test_training_on_a_cpu_is_channels_last_within_and_as_the_images_outside(family):
+    model, seen = build(family), []
+    for stage in model.stages:
+        stage.register_forward_hook(lambda stage, inputs, out: seen.append(out))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        outputs = model(images().contiguous(memory_format=layout))
+        assert all(out.is_contiguous(memory_format=layout) for out in outputs)
+    assert len(seen) == 8 and all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
+
+
+@families
 def test_small_maps_are_kept(family, monkeypatch):
     monkeypatch.undo()
     model, x = build(family), images(batch=1)

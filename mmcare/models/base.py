@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from mmengine.model import BaseModule, initialize, update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
 from ..errors import UserError
+from .layout import is_captured, laid_out_as
 from .recompute import recompute_block
 
 NUM_STAGES = 4
@@ -211,12 +213,16 @@ class PyramidBackbone(BaseModule):
                 f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
                 f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}"
             )
-        x = self.stem(x)
+        images = x
+        # CPUs train depth-wise convolutions several times as fast so; inference has mmcare.reparameterize for it.
+        turned = self.training and x.device.type == "cpu" and not is_captured()
+        x = self.stem(x.contiguous(memory_format=torch.channels_last) if turned else x)
         maps = {}
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                maps[index] = self._emit(index, x)
+                out = self._emit(index, x)
+                maps[index] = laid_out_as(out, images) if turned else out
         return tuple(maps[index] for index in self.out_indices)
 
     # -- weights ---------------------------------------------------------------------------------------------------

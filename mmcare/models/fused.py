@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layout import by_rows, is_channels_last
+from .layout import by_rows, is_captured, is_channels_last
 from .parts import Part, count_parts, part_of
 
 
@@ -76,10 +76,10 @@ class FusedConv(nn.Conv2d):
         return out if to is None else add_to(out, to)
 
     def _gelu(self, x: Tensor) -> Tensor:
-        return torch.ops.aten.gelu_(x) if _is_captured() else by_rows(torch.ops.aten.gelu_, x)
+        return torch.ops.aten.gelu_(x) if is_captured() else by_rows(torch.ops.aten.gelu_, x)
 
     def _is_fused(self, x: Tensor) -> bool:
-        if _is_captured() or type(x) is not Tensor:
+        if is_captured() or type(x) is not Tensor:
             return False
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         layout = x.device.type == "cpu" and is_channels_last(x) and x.numel() > 0
@@ -127,7 +127,7 @@ class Expansion(nn.Module):
 
     def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be x and be written over."""
-        pixels = self.pixels if _is_captured() else None
+        pixels = self.pixels if is_captured() else None
         count = count_parts(x, self.layers[0].out_channels, pixels) if self.project else 1
         out = to.clone() if to is x and count > 1 else to  # the next part reads x, too
         for index in range(count):
@@ -136,11 +136,6 @@ class Expansion(nn.Module):
                 hidden = layer(hidden, (index, count))
             out = self.layers[-1](hidden, (index, count), out)
         return out
-
-
-def _is_captured() -> bool:
-    """Whether what runs becomes a program, which had better have plain operations and not depend on the size."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def add_to(branch: Tensor, x: Tensor) -> Tensor:
