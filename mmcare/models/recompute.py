@@ -401,7 +401,7 @@ class _Convolution(NamedTuple):
         return grad_x, of_weight, None if bias is None else of_bias, of_gamma, of_shift, None, None
 
     def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
-        # One after the other: asked for all three at once, oneDNN takes up to a third longer.
+        # One after the other: asked for all three at once, oneDNN takes longer.
         settings = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups)
         passes = ([wanted[0], False, False], [False, wanted[1], False])
         (of_x, _, _), (_, of_weight, _) = (
