@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Trial(NamedTuple):
     """Ways to compute the same, the first of which the others are compared with."""
 
     subject: str
-    ways: dict[str, Callable[[], Any]]
+    ways: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]
 
 
 def trials() -> Iterator[Trial]:
@@ -102,19 +102,20 @@ def _pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def _backward(x: Tensor, grad: Tensor) -> dict[str, Callable[[], Any]]:
+def _backward(x: Tensor, grad: Tensor) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     weight = _conv(x.shape[1], grad.shape[1]).weight
 
-    def convolution(*wanted: bool) -> tuple[Tensor | None, ...]:
+    def convolution(*wanted: bool) -> tuple[Tensor, ...]:
         settings = ([len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         return torch.ops.aten.convolution_backward(grad, x, weight, *settings, wanted)
 
-    def apart() -> tuple[Any, ...]:
-        return convolution(True, False, False), convolution(False, True, False), grad.sum((0, 2, 3))
+    def apart() -> tuple[Tensor, ...]:
+        return convolution(True, False, False)[0], convolution(False, True, False)[1], grad.sum((0, 2, 3))
 
     def products() -> tuple[Tensor, ...]:
-        rows, columns = (tensor.permute(0, 2, 3, 1).flatten(0, 2) for tensor in (grad, x))
-        return rows @ weight.flatten(1), rows.t() @ columns, rows.sum(0)
+        rows, columns = (tensor.permute(0, 2, 3, 1) for tensor in (grad, x))
+        of_x, of_weight = rows @ weight.flatten(1), rows.flatten(0, 2).t() @ columns.flatten(0, 2)
+        return of_x.permute(0, 3, 1, 2), of_weight.view_as(weight), rows.sum((0, 1, 2))
 
     return {
         "in one call": lambda: convolution(True, True, True),
