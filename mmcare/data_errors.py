@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import Compose
 from mmengine.runner import Runner
@@ -184,11 +185,19 @@ def _some(names: list[str]) -> str:
 
 
 class _Pipeline(Compose):
-    """A dataset's pipeline that names the image which OpenCV refuses."""
+    """A dataset's pipeline that names the image which OpenCV refuses, and takes images of one column."""
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            return super().__call__(data)
+            for transform in self.transforms:
+                data = transform(data)
+                if data is None:
+                    return None
+                image = data.get("img")
+                # One column that was flipped counts as contiguous, but has a negative stride, which torch refuses.
+                if isinstance(image, np.ndarray) and image.flags.c_contiguous and min(image.strides) < 0:
+                    data["img"] = image.copy()
+            return data
         except cv2.error as error:
             size = f", of {_size(data['ori_shape'])} pixels," if "ori_shape" in data else ""
             raise UserError(

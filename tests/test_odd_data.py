@@ -234,6 +234,16 @@ def test_every_kind_of_image_is_trained_and_tested_on(monkeypatch, tmp_path, hea
         assert any("mIoU" in path.read_text() for path in ground.folder.glob("work/*/*.json"))
 
 
+def test_a_flipped_image_of_one_column(monkeypatch, tmp_path):
+    ground = Ground(tmp_path / "data", "semantic_fpn", ["narrow.png"] * 2)
+    step = "train_dataloader.dataset.pipeline"
+    cfg = Config.fromfile(ground.config)
+    last = len(cfg.train_dataloader.dataset.pipeline) - 2  # before the packing
+    flips = [f"{step}.{last - 1}.prob=0.0", f"{step}.{last}.type=RandomFlip", f"{step}.{last}.prob=1.0"]
+    ground.run(monkeypatch, "train", *flips)
+    assert all(map(math.isfinite, losses(ground.folder / "work")))
+
+
 def cut(path):
     whole = cv2.imencode(".jpg", picture())[1].tobytes()
     path.write_bytes(whole[: len(whole) // 2])
