@@ -73,14 +73,12 @@ def gradients(model, x, forward=None):
 
 def assert_same(found, wanted, tolerance):
     assert found.keys() == wanted.keys()
-    # A bias before a norm with the batch's statistics has no gradient but what rounding makes of the others'.
-    least = 1e-2 * max(value.double().norm().item() for value in wanted.values() if value is not None)
     for name, value in wanted.items():
         if value is None:
             assert found[name] is None, name
             continue
         assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
-        scale = max(value.double().norm().item(), least)
+        scale = max(value.double().norm().item(), 1e-3)
         assert (found[name].double() - value.double()).norm().item() <= tolerance * scale, name
 
 
@@ -321,10 +319,10 @@ def test_transforms_of_functions_and_copies(family):
 @pytest.mark.parametrize("settings", [dict(), dict(norm_eval=False)], ids=str)
 def test_compiles_without_a_break(family, settings):
     torch._dynamo.reset()
-    found = gradients(
-        model := build(family, **settings), images(), torch.compile(model, backend="aot_eager", fullgraph=True)
-    )
-    assert_same(found, gradients(build(family, **settings), images()), 1e-4)
+    # In float64: a bias before a norm with the batch's statistics has no gradient but what rounding leaves of it.
+    model, x = build(family, **settings).double(), images(dtype=torch.float64)
+    found = gradients(model, x, torch.compile(model, backend="aot_eager", fullgraph=True))
+    assert_same(found, gradients(build(family, **settings).double(), x), 1e-4)
 
 
 def test_a_layer_that_a_hook_listens_to_still_runs_itself():

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
 from ..errors import UserError
-from .layout import is_captured, laid_out_as
+from .fused import is_captured
+from .layout import laid_out_as
 from .recompute import recompute_block
 
 NUM_STAGES = 4

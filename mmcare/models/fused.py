@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layout import by_rows, is_captured, is_channels_last
+from .layout import by_rows, is_channels_last
 from .parts import Part, count_parts, part_of
 
 
@@ -136,6 +136,11 @@ class Expansion(nn.Module):
                 hidden = layer(hidden, (index, count))
             out = self.layers[-1](hidden, (index, count), out)
         return out
+
+
+def is_captured() -> bool:
+    """Whether what runs becomes a program, which had better have plain operations and not depend on the size."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def add_to(branch: Tensor, x: Tensor) -> Tensor:

@@ -32,8 +32,3 @@ def laid_out_as(x: Tensor, like: Tensor) -> Tensor:
 def split(x: Tensor, parts: int) -> list[Tensor]:
     """Equal parts of the channels, laid out as x: convolutions copy what has gaps, in each pass again."""
     return [laid_out_as(part, x) for part in x.chunk(parts, dim=1)]
-
-
-def is_captured() -> bool:
-    """Whether what runs becomes a program, which had better have plain operations and not depend on the size."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -349,7 +349,7 @@ class _Convolution(NamedTuple):
         """Whether making the output again would be dear."""
         return self.groups == 1
 
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Tensor) -> Tensor:
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Tensor) -> Tensor | tuple[Tensor, ...]:
         if norm:
             scale, shift, _ = self._scale_and_shift(*norm)
             weight, bias = self._fold_weight(weight, scale), self._fold_bias(weight, bias, scale, shift)
@@ -361,19 +361,12 @@ class _Convolution(NamedTuple):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(
-        self,
-        grad: Tensor | Sequence[Tensor],
-        x: Tensor,
-        needed: Sequence[bool],
-        weight: Tensor,
-        bias: Tensor | None,
-        *norm: Tensor,
+        self, grad: Tensor, x: Tensor, needed: Sequence[bool], weight: Tensor, bias: Tensor | None, *norm: Tensor
     ) -> tuple[Tensor | None, ...]:
         used = weight
         if norm:
             scale, shift, per_deviation = self._scale_and_shift(*norm)
             used = self._fold_weight(weight, scale)
-        grad = grad if self.parts == 1 else torch.cat(list(grad), dim=1)
         x, used = (tensor.to(grad.dtype) for tensor in (x, used))
         of_parameters = any(needed[1:])
         of_bias = of_parameters and (bias is not None or bool(norm))
@@ -511,7 +504,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad = of_outputs[0] if len(of_outputs) == 1 else of_outputs
+        grad = of_outputs[0] if len(of_outputs) == 1 else torch.cat(of_outputs, dim=1)
         saved = ctx.saved_tensors
         inputs, rest, needed = (
             list(saved[: len(ctx.steps)]),
