@@ -33,6 +33,7 @@ def no_map_is_small(monkeypatch):
     """Lets the tests' small maps be treated as large ones."""
     monkeypatch.setattr(recompute, "SMALL_CHAIN", 0)
     monkeypatch.setattr(recompute, "SMALL_PART", 0)
+    monkeypatch.setattr(recompute, "FEW_PIXELS", 0)
     monkeypatch.setattr(recompute, "FOLDED_VALUES", 0)
 
 
@@ -244,11 +245,25 @@ def test_training_on_a_cpu_is_channels_last_within_and_as_the_images_outside(fam
 
 @families
 def test_small_maps_are_kept(family, monkeypatch):
+    def is_saving(batch):
+        x = images(batch=batch)
+        saved = kept_for_backward(lambda: model(x), model)
+        with everything_saved():
+            return saved < kept_for_backward(lambda: model(x), model)
+
+    model = build(family)
+    assert is_saving(batch=1)
+    for limit, value in (("FEW_PIXELS", 64 * 64), ("SMALL_CHAIN", 2**20)):
+        with monkeypatch.context() as small:
+            small.setattr(recompute, limit, value)
+            small.setattr(recompute, "SMALL_PART", 2**20)
+            assert not is_saving(batch=1)
+    with monkeypatch.context() as small:
+        small.setattr(recompute, "FEW_PIXELS", 64 * 64)
+        small.setattr(recompute, "SMALL_PART", 2**20)
+        assert is_saving(batch=2)
     monkeypatch.undo()
-    model, x = build(family), images(batch=1)
-    saved = kept_for_backward(lambda: model(x), model)
-    with everything_saved():
-        assert saved == kept_for_backward(lambda: model(x), model)
+    assert not is_saving(batch=1)
 
 
 def test_only_wanted_gradients_are_computed():

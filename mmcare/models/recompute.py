@@ -35,6 +35,9 @@ SMALL_CHAIN, SMALL_PART = 2**16, 200_000
 """Of maps with no more values than this everything is kept, by :func:`chain` and by :func:`recompute`: to compute it
 again would save little memory, and many small operations take their time on the smallest of maps, too."""
 
+FEW_PIXELS = 2**8
+"""So it is, by :func:`chain`, of maps with no more pixels than this, however many channels they have."""
+
 FOLDED_VALUES = 2**18
 """A norm of a map of fewer values than this is a pass over the map: that takes less than folding it into weights."""
 
@@ -71,7 +74,9 @@ def chain_and_split(x: Tensor, parts: int, *layers: nn.Module) -> list[Tensor]:
 
 
 def _is_chained(x: Tensor, layers: Sequence[nn.Module]) -> bool:
-    if torch.compiler.is_compiling() or _mode.get() == _PLAIN or x.numel() <= SMALL_CHAIN:
+    if torch.compiler.is_compiling() or _mode.get() == _PLAIN:
+        return False
+    if x.numel() <= SMALL_CHAIN or x.shape[0] * x.shape[2] * x.shape[3] <= FEW_PIXELS:
         return False
     return _mode.get() == _FOLD or _trains(layers)
 
