@@ -1,5 +1,9 @@
 """The fast form: the trained model's outputs, no norm left that a convolution can take in, the trained model intact."""
 
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 from itertools import chain
 from typing import ClassVar
@@ -237,6 +241,29 @@ def test_gradients_reach_the_images(family):
         sum(output.square().mean() for output in form(images)).backward()
         gradients.append(images.grad)
     assert relative_error(gradients[1], gradients[0]) < 1e-4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's memory")
+def test_maps_take_their_memory_from_what_is_kept():
+    code = """
+import ctypes, torch, mmcare
+from mmengine.registry import MODELS
+
+class Memory(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Memory
+mmcare.reparameterize(MODELS.build(dict(type="mmcare.CARE", arch="s0")))
+before = mallinfo().hblks
+a_map = torch.ones(7 * 2**20)  # 28 MiB
+print(mallinfo().hblks - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0, "it has its own block from the system"
 
 
 def test_wrappers_are_taken_off_and_other_models_refused(tmp_path):
