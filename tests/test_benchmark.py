@@ -1,10 +1,13 @@
 """tools/benchmark.py: the plain networks are the authors', what is counted is exact, and no ratio crosses two runs."""
 
 import csv
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from mmcare.benchmark.accuracy import BOX_AP, TOP1
 from mmcare.benchmark.memory import kept_for_backward, peak_memory
 from mmcare.benchmark.plain import plain
 from mmcare.benchmark.plots import draw_accuracy, draw_sizes, exponent
+from mmcare.benchmark.processes import ask, new_process
 from mmcare.benchmark.profiling import Kind, profile, profile_table
 from mmcare.benchmark.table import Row, read_csv, speedups, text_table, write_csv
 from mmcare.models.fused import _FUSED_TYPES, Expansion
@@ -48,6 +52,11 @@ def row(**changes):
     counts = dict(width=512, parameters=7_548_328, macs=5_000_000_000, repeats=5, peak=2**20, kept=None)
     times = dict(median=0.1, p10=0.09, p90=0.12, ceiling=2e11, difference=None)
     return Row(**{**dict(run="one", machine="a machine"), **settings, **counts, **times, **changes})
+
+
+def steps(subject, forms, batch, shape, training):
+    """What a run measures of a subject, in this process."""
+    return [subjects.Step(case, subject) for case in subjects.plan([subject], forms, batch, [shape], "cpu", training)]
 
 
 # -- the plain networks --------------------------------------------------------------------------------------------
@@ -102,7 +111,7 @@ def test_the_peers_are_what_their_papers_say(name, parameters, gmacs):
     measured, macs = subject.cost("backbone", 224, 224)
     assert measured / 1e6 == pytest.approx(parameters, abs=0.005)
     assert macs / 1e9 == pytest.approx(gmacs, rel=0.03)
-    (step,) = subjects.plan([subject], ["plain", "channels-last"], 1, [(64, 96)], "cpu", training=False)
+    (step,) = steps(subject, ["plain", "channels-last"], 1, (64, 96), training=False)
     assert [tuple(output.shape[2:]) for output in step.forward()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
@@ -115,10 +124,10 @@ def test_a_peer_in_a_config(peer, widths, tmp_path):
     assert list(other.model.neck.in_channels) == widths
     heads = [sum(value.numel() for value in subject.model.bbox_head.parameters()) for subject in (own, other)]
     assert heads[0] == heads[1]
-    whole, backbone = subjects.plan([other], ["eager"], 2, [(64, 96)], "cpu", training=True)
+    whole, backbone = steps(other, ["eager"], 2, (64, 96), training=True)
     whole()
     assert not any(module.training for module in whole.model.modules() if isinstance(module, nn.BatchNorm2d))
-    assert (whole.part, backbone.part) == ("whole", "backbone")
+    assert (whole.case.part, backbone.case.part) == ("whole", "backbone")
     assert [tuple(output.shape[:2]) for output in whole.forward()[:1]] == [(2, 9 * 80)]
     assert len(backbone.forward()) == 4
 
@@ -145,13 +154,13 @@ def test_the_steps_of_a_form(monkeypatch):
     monkeypatch.setattr(mmcare, "reparameterize", lambda model: calls.append(model) or model, raising=False)
     subject = subjects.resolve("mmcare.CASViT:xs")
     form = "bf16+channels-last+reparameterized"
-    (step,) = subjects.plan([subject], [form], 1, [(32, 32)], "cpu", training=False)
+    (step,) = steps(subject, [form], 1, (32, 32), training=False)
     assert step.steps == ("reparameterized", "channels-last", "bf16")
     assert len(calls) == 1 and calls[0] is not subject.model
     assert step.images.is_contiguous(memory_format=torch.channels_last)
     assert {output.dtype for output in step.forward()} == {torch.bfloat16}
     assert next(subject.model.parameters()).dtype == torch.float32
-    (step,) = subjects.plan([subject], ["bf16"], 1, [(32, 32)], "cpu", training=True)
+    (step,) = steps(subject, ["bf16"], 1, (32, 32), training=True)
     assert next(step.model.parameters()).dtype == torch.float32
     step()
 
@@ -162,13 +171,13 @@ def test_a_wrong_form_shows_in_the_difference(monkeypatch):
         return model
 
     monkeypatch.setattr(mmcare, "reparameterize", wrong, raising=False)
-    forms = ["reparameterized", "eager", "plain"]
-    steps = subjects.plan([subjects.resolve("mmcare.CARE:s0")], forms, 1, [(32, 32)], "cpu", training=False)
-    found = {step.form: findings.difference for step, findings in measure.examine(steps, lambda _: None)}
-    assert list(found) == ["plain", "reparameterized", "eager"]
-    assert found["plain"] is None
-    assert found["eager"] < 1e-6
-    assert found["reparameterized"] > 1e-3
+    forms = ["reparameterized", "eager", "plain", "eager"]
+    plain_form, wrong_form, eager = steps(subjects.resolve("mmcare.CARE:s0"), forms, 1, (32, 32), training=False)
+    assert [step.case.form for step in (plain_form, wrong_form, eager)] == ["plain", "reparameterized", "eager"]
+    findings, reference = measure.examine(plain_form, None)
+    assert findings.difference is None
+    assert measure.examine(eager, reference)[0].difference < 1e-6
+    assert measure.examine(wrong_form, reference)[0].difference > 1e-3
 
 
 class Detector(nn.Module):
@@ -187,12 +196,13 @@ def test_compiled_for_every_size_whatever_the_limit():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # of what other tests have compiled
     subject = subjects.Subject("three layers", Detector().eval(), (32, 32))
-    steps = subjects.plan([subject], ["eager", "compiled"], 1, [(32, 32), (48, 32)], "cpu", training=False)
     with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
-        examined = list(measure.examine(steps, lambda _: None))
-    found = [(step.part, step.form, findings.difference) for step, findings in examined]
-    assert [part for part, *_ in found] == ["whole"] * 4 + ["backbone"] * 4
-    assert all(difference < 1e-5 for _, form, difference in found if form == "compiled")
+        for shape in ((32, 32), (48, 32)):
+            made = steps(subject, ["eager", "compiled"], 1, shape, training=False)
+            assert [step.case.part for step in made] == ["whole"] * 2 + ["backbone"] * 2
+            for eager, compiled in (made[:2], made[2:]):
+                _, reference = measure.examine(eager, None)
+                assert measure.examine(compiled, reference)[0].difference < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     if torch.backends.mkldnn.is_available():
         packed = torch._dynamo.utils.counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
@@ -240,9 +250,8 @@ def test_memory_grows_with_the_batch_and_recomputing_saves_it():
     plain_form, recomputing = "mmcare.CARE:s0", "mmcare.CARE:s0,with_cp=True"
 
     def find(name, batch, training):
-        (step,) = subjects.plan([subjects.resolve(name)], ["eager"], batch, [(64, 64)], "cpu", training)
-        ((_, findings),) = measure.examine([step], lambda _: None)
-        return findings
+        (step,) = steps(subjects.resolve(name), ["eager"], batch, (64, 64), training)
+        return measure.examine(step, None)[0]
 
     small, large = (find(plain_form, batch, training=False) for batch in (1, 2))
     assert small.kept is None
@@ -260,16 +269,76 @@ def test_memory_grows_with_the_batch_and_recomputing_saves_it():
 
 def test_rounds_are_interleaved():
     called = []
-    calls = [lambda name=name: called.append(name) for name in "abc"]
+
+    def clock(name):
+        called.append(name)
+        return float(len(called))
+
     rounds = []
-    times = measure.interleaved(calls, "cpu", 4, 2, after_round=lambda: rounds.append(len(called)))
-    assert [len(seconds) for seconds in times] == [4, 4, 4]
-    assert called[:6] == list("aabbcc")
-    assert rounds == [12, 18, 24, 30]
-    orders = [tuple(called[start : start + 6 : 2]) for start in range(6, 30, 6)]
+    times = measure.interleaved([partial(clock, name) for name in "abc"], 4, 2, lambda: rounds.append(len(called)))
+    assert rounds == [9, 12, 15, 18]
+    orders = [tuple(called[start : start + 3]) for start in range(0, 18, 3)]
     assert all(sorted(order) == list("abc") for order in orders)
     assert len(set(orders)) > 1
-    assert called[6::2] == called[7::2]  # each twice in a row, the second time timed
+    assert sorted(sum(times, [])) == list(range(7, 19))  # those of the first two rounds are left out
+    assert all(called[int(at) - 1] == name for name, own in zip("abc", times, strict=True) for at in own)
+
+
+def test_what_is_timed_comes_after_an_untimed_call(monkeypatch):
+    called, now = [], [0.0]
+
+    def call():
+        called.append(call)
+        now[0] += len(called)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert measure.timed_again(call, "cpu") == 2.0
+    assert len(called) == 2
+
+
+def test_a_process_for_each_case_and_none_left():
+    case = subjects.plan([subjects.resolve("mobilenetv2")], ["eager"], 1, [(32, 32)], "cpu", training=False)[0]
+    with new_process("cpu") as first, new_process("cpu") as second:
+        found = {ask(process, case, os.getpid) for process in (first, second)}
+        assert len(found | {os.getpid()}) == 3
+        assert ask(first, case, torch.get_num_threads) == torch.get_num_threads()
+        with pytest.raises(UserError, match="^there is nothing called nix to measure"):
+            ask(first, case, subjects.resolve, "nix")
+        with pytest.raises(UserError, match=r"^the process that measured mobilenetv2 \(eager\) at 32×32 was ended"):
+            ask(first, case, os.kill, ask(first, case, os.getpid), signal.SIGKILL)
+        assert ask(second, case, os.getpid) in found
+    assert not any(is_running(pid) for pid in found)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_benchmark_leaves_no_process(tmp_path):
+    code = """
+import os, time
+from mmcare.benchmark.processes import ask, new_process
+
+if __name__ == "__main__":
+    processes = [new_process("cpu") for _ in range(2)]
+    print(*(ask(process, "a case", os.getpid) for process in processes), flush=True)
+    ask(processes[0], "a case", time.sleep, 60)
+"""
+    (tmp_path / "benchmark.py").write_text(code)
+    running = subprocess.Popen([sys.executable, tmp_path / "benchmark.py"], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in running.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(is_running, pids))
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
 
 
 # -- the table -----------------------------------------------------------------------------------------------------
@@ -544,7 +613,7 @@ def test_a_mistake_is_told_in_a_sentence(tool, tmp_path, args, message):
     assert status == 2
     *progress, sentence = said.err.splitlines()
     assert sentence.startswith(f"error: {message}")
-    assert all(line.startswith("examining") for line in progress)
+    assert all(line.startswith("preparing") for line in progress)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

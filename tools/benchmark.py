@@ -39,7 +39,7 @@ def parse_args() -> Namespace:
     add_shape(size)
     size.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="measure at each of these, square")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of timing (default: 20)")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed calls before the first round (default: 2)")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds before those, not counted (default: 2)")
     parser.add_argument(
         "--baseline",
         nargs=2,
@@ -89,13 +89,13 @@ def main() -> None:
         return
     if args.out and args.out.exists():
         raise UserError(f"{args.out} exists: move it away, or give another name")
-    steps = prepare(args)
+    subjects, cases = prepare(args)
     if args.profile:
-        show_profiles(steps, args)
+        show_profiles(subjects, cases, args)
         return
     from mmcare.benchmark.run import run as measure
 
-    rows = measure(steps, args.device, args.repeats, args.warmup)
+    rows = measure(cases, subjects, args.repeats, args.warmup)
     out = args.out or Path("work_dirs/benchmark") / f"{rows[0].run}.csv"
     write_csv(rows, out)
     print(text_table(rows, args.baseline and tuple(args.baseline)))
@@ -104,14 +104,13 @@ def main() -> None:
 
 
 def prepare(args: Namespace):
-    """The steps that the command line asks for, to be made one after the other.
+    """The subjects that the command line asks for, and the cases to measure of them.
 
     Raises:
         UserError: one of them is not possible.
     """
     import torch
 
-    from mmcare.benchmark.memory import limit_memory
     from mmcare.benchmark.subjects import FORMS, check_form, plan, resolve
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -133,18 +132,22 @@ def prepare(args: Namespace):
     for subject in subjects:
         for shape in shapes or [subject.shape]:
             subject.cost(subject.parts[0], *shape)  # which refuses an image that is too small, before anything runs
+    return subjects, plan(subjects, forms, args.batch, shapes, args.device, args.train)
+
+
+def show_profiles(subjects, cases, args: Namespace) -> None:
+    from mmcare.benchmark.memory import limit_memory
+    from mmcare.benchmark.profiling import limits, profile, profile_table
+    from mmcare.benchmark.subjects import Step
+
     if args.device == "cpu":
         limit_memory()
-    return plan(subjects, forms, args.batch, shapes, args.device, args.train)
-
-
-def show_profiles(steps, args: Namespace) -> None:
-    from mmcare.benchmark.profiling import limits, profile, profile_table
-
     ceiling, bandwidth = limits(args.device, args.repeats)
-    for step in steps:
-        print(f"{step}, batch {args.batch}")
-        print(profile_table(profile(step, args.device, args.repeats), ceiling, bandwidth), end="\n\n")
+    named = {subject.name: subject for subject in subjects}
+    for case in cases:
+        found = profile(Step(case, named[case.subject]), args.device, args.repeats)
+        print(f"{case}, batch {args.batch}")
+        print(profile_table(found, ceiling, bandwidth), end="\n\n")
 
 
 def draw(rows, folder: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,40 +49,42 @@ def timed(call: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
+def timed_again(call: Callable[[], None], device: str) -> float:
+    """Seconds of a call after an untimed one, which brings its weights into the caches as in a stream of images."""
+    call()
+    return timed(call, device)
+
+
 def interleaved(
-    calls: Sequence[Callable[[], None]],
-    device: str,
+    clocks: Sequence[Callable[[], float]],
     repeats: int,
     warmup: int,
     after_round: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
-    """Times calls round by round, so that whatever slows the machine down for a while slows all of them.
+    """Times what is to be compared round by round, so that what slows the machine down for a while slows all of it.
 
-    Each round takes the calls in another order, and each call right after an untimed one of its own, which brings its
-    weights into the caches as in a stream of images.
+    Each round takes it in another order.
 
     Args:
-        calls: to be timed.
-        device: ``"cpu"`` or ``"cuda"``.
+        clocks: each calls what is to be timed, and returns the seconds; see :func:`timed_again`.
         repeats: rounds, and so times of each.
-        warmup: untimed calls of each before the first round.
-        after_round: called after each round.
+        warmup: rounds before those, which do not count.
+        after_round: called after each round that counts.
 
     Returns:
-        Each call's seconds, a list of ``repeats``.
+        Each one's seconds, a list of ``repeats``.
     """
-    for call in calls:
-        for _ in range(warmup):
-            call()
-    order = list(range(len(calls)))
+    order = list(range(len(clocks)))
     shuffle = random.Random(0).shuffle
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
+    seconds: list[list[float]] = [[] for _ in clocks]
+    for index in range(-warmup, repeats):
         shuffle(order)
         for i in order:
-            calls[i]()
-            seconds[i].append(timed(calls[i], device))
-        after_round()
+            taken = clocks[i]()
+            if index >= 0:
+                seconds[i].append(taken)
+        if index >= 0:
+            after_round()
     return seconds
 
 
@@ -107,29 +109,25 @@ class Findings:
     difference: float | None
 
 
-def examine(steps: Iterable[Step], tell: Callable[[str], None]) -> Iterator[tuple[Step, Findings]]:
-    """Runs each step for the first time, which compiles what is to be compiled, and measures all but its time.
+def examine(step: Step, reference: Sequence[Tensor] | None) -> tuple[Findings, list[Tensor]]:
+    """Measures all of a step but its time.
 
     Args:
-        steps: :func:`~mmcare.benchmark.subjects.plan`'s; the maps of the first of a subject's forms at a size are what
-            the other forms' are compared with.
-        tell: is told which step is being examined.
+        step: what to run.
+        reference: the maps to compare its maps with, if any.
+
+    Returns:
+        What there is to know of it, and its maps, in float32.
 
     Raises:
         UserError: there is not enough memory.
     """
-    compared: tuple[object, ...] | None = None
-    reference: list[Tensor] = []
-    for step in steps:
-        tell(str(step))
-        with memory_errors_told(step):
-            outputs = [output.detach().float() for output in step.forward()]
-            same = (step.subject.name, step.part, step.shape)
-            difference = relative_difference(outputs, reference) if same == compared else None
-            if same != compared:
-                compared, reference = same, outputs
-            step()
-            # The replay of a CUDA graph allocates nothing: its recording does.
-            peak = peak_memory(step.prepare_run if "cuda-graph" in step.steps else step, step.device)
-            kept = kept_for_backward(step.forward, step.model) if step.training else None
-        yield step, Findings(peak, kept, difference)
+    training = step.case.training
+    with memory_errors_told(step.case):
+        outputs = [output.detach().float().cpu() for output in step.forward()]
+        difference = None if reference is None else relative_difference(outputs, reference)
+        step()
+        # The replay of a CUDA graph allocates nothing: its recording does.
+        peak = peak_memory(step.prepare_run if "cuda-graph" in step.steps else step, step.case.device)
+        kept = kept_for_backward(step.forward, step.model) if training else None
+    return Findings(peak, kept, difference), outputs

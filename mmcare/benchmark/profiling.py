@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .measure import ceiling_product, interleaved, product_flops, timed
+from .measure import ceiling_product, interleaved, product_flops, timed, timed_again
 from .table import align
 
 COPIED = 2**28
@@ -128,7 +129,7 @@ def limits(device: str, repeats: int) -> tuple[float, float]:
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     calls = [ceiling_product(device), lambda: target.copy_(source)]
-    products, copies = interleaved(calls, device, repeats, warmup=1)
+    products, copies = interleaved([partial(timed_again, call, device) for call in calls], repeats, warmup=1)
     return product_flops(device) / sorted(products)[repeats // 2], 2 * COPIED / sorted(copies)[repeats // 2]
 
 

@@ -7,55 +7,80 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.utils import ProgressBar
 
-from .measure import ceiling_product, examine, interleaved, product_flops
-from .subjects import Step
+from .measure import Findings, ceiling_product, examine, interleaved, product_flops, timed_again
+from .memory import memory_errors_told
+from .processes import ask, new_process
+from .subjects import Case, Step, Subject, resolve
 from .table import Row
 
+_steps: dict[Case, Step] = {}
+"""What a process that measures is ready to run."""
 
-def run(steps: Iterable[Step], device: str, repeats: int, warmup: int) -> list[Row]:
-    """Measures steps side by side; tells on standard error how far it is.
+
+def run(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup: int) -> list[Row]:
+    """Measures cases side by side; tells on standard error how far it is.
+
+    On the CPU each case has a process of its own, since glibc lets it depend on all that a process has allocated
+    before how often it takes memory from the system and gives it back, and so how long a call takes. On CUDA, where
+    torch holds on to the memory itself, they share one.
 
     Args:
-        steps: :func:`~mmcare.benchmark.subjects.plan`'s.
-        device: ``"cpu"`` or ``"cuda"``.
-        repeats, warmup: timed and untimed calls of each.
+        cases: :func:`~mmcare.benchmark.subjects.plan`'s, all on one device.
+        subjects: theirs.
+        repeats, warmup: rounds that are timed, and before them rounds that do not count.
 
     Returns:
-        A row for each step.
+        A row for each case.
 
     Raises:
         UserError: there is not enough memory.
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    examined = list(examine(steps, lambda what: print(f"examining {what}", file=sys.stderr, flush=True)))
-    calls = [*(step for step, _ in examined), ceiling_product(device)]
-    print(f"timing {len(examined)} in {repeats} rounds", file=sys.stderr, flush=True)
-    progress = ProgressBar(repeats, file=sys.stderr)
-    *times, products = interleaved(calls, device, repeats, warmup, after_round=progress.update)
-    print(file=sys.stderr)
+    device = cases[0].device
+    with ExitStack() as stack:
+        processes = []
+        for case in cases:
+            if not processes or device == "cpu":
+                process = stack.enter_context(new_process(device))
+            processes.append(process)
+            print(f"preparing {case}", file=sys.stderr, flush=True)
+            ask(process, case, _prepare, case)
+        clocks = [partial(ask, process, case, _time, case) for process, case in zip(processes, cases, strict=True)]
+        clocks.append(partial(timed_again, ceiling_product(device), device))
+        print(f"timing {len(cases)} in {repeats} rounds", file=sys.stderr, flush=True)
+        progress = ProgressBar(repeats, file=sys.stderr)
+        *times, products = interleaved(clocks, repeats, warmup, after_round=progress.update)
+        print(file=sys.stderr)
+        # Last, since what this allocates is no part of what was timed
+        found = _examine_all(cases, processes)
     ceiling = product_flops(device) / float(np.median(products))
+    costs = {subject.name: subject.cost for subject in subjects}
     rows = []
-    for (step, findings), seconds in zip(examined, times, strict=True):
+    for case, findings, seconds in zip(cases, found, times, strict=True):
         p10, median, p90 = (float(value) for value in np.percentile(seconds, (10, 50, 90)))
-        parameters, macs = step.subject.cost(step.part, *step.shape)
+        parameters, macs = costs[case.subject](case.part, *case.shape)
         rows.append(
             Row(
                 run=name,
                 machine=machine(device),
-                subject=step.subject.name,
-                part=step.part,
-                form=step.form,
-                mode="training" if step.training else "inference",
-                batch=step.batch,
-                height=step.shape[0],
-                width=step.shape[1],
+                subject=case.subject,
+                part=case.part,
+                form=case.form,
+                mode="training" if case.training else "inference",
+                batch=case.batch,
+                height=case.shape[0],
+                width=case.shape[1],
                 parameters=parameters,
                 macs=macs,
                 repeats=repeats,
@@ -69,6 +94,40 @@ def run(steps: Iterable[Step], device: str, repeats: int, warmup: int) -> list[R
             )
         )
     return rows
+
+
+def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]) -> list[Findings]:
+    """Examines each case in its process.
+
+    The maps of the first of a subject's forms at a size are what the other forms' are compared with.
+    """
+    found = []
+    compared, reference = None, None
+    for case, process in zip(cases, processes, strict=True):
+        print(f"examining {case}", file=sys.stderr, flush=True)
+        if compared != (setting := replace(case, form="")):
+            compared, reference = setting, None
+        findings, maps = ask(process, case, _examine, case, reference)
+        reference = reference or maps
+        found.append(findings)
+    return found
+
+
+def _prepare(case: Case) -> None:
+    _steps[case] = Step(case, resolve(case.subject))
+    with memory_errors_told(case):
+        _steps[case]()  # compiles what is to be compiled
+
+
+def _time(case: Case) -> float:
+    return timed_again(_steps[case], case.device)
+
+
+def _examine(case: Case, reference: list[np.ndarray] | None) -> tuple[Findings, list[np.ndarray]]:
+    # Arrays, as torch hands tensors to other processes in shared memory, of which containers have little.
+    wanted = None if reference is None else [torch.from_numpy(array) for array in reference]
+    findings, outputs = examine(_steps[case], wanted)
+    return findings, [] if reference else [output.numpy() for output in outputs]
 
 
 def machine(device: str) -> str:

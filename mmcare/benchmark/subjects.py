@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -216,75 +216,86 @@ def prepare(subject: Subject, steps: Sequence[str], device: str, training: bool)
     return model
 
 
-class Step:
-    """One subject in one form at one size: called, it runs a forward pass, or a forward and a backward pass.
+@dataclass(frozen=True)
+class Case:
+    """One subject in one form at one size.
 
-    Args:
-        subject: what is measured.
+    Attributes:
+        subject: its name, see :func:`resolve`.
         part: ``"whole"`` or ``"backbone"``.
         form: see :data:`STEPS`.
-        model: what :func:`prepare` made for the form; all sizes share one.
         batch, shape: of the images.
         device: ``"cpu"`` or ``"cuda"``.
         training: with a backward pass.
+    """
+
+    subject: str
+    part: str
+    form: str
+    batch: int
+    shape: tuple[int, int]
+    device: str
+    training: bool
+
+    def __str__(self) -> str:
+        alone = ", backbone alone" if self.part == "backbone" and ".py" in self.subject else ""
+        return f"{self.subject} ({self.form}{alone}) at {self.shape[0]}×{self.shape[1]}"
+
+
+class Step:
+    """What a case runs: called, a forward pass, or a forward and a backward pass.
+
+    Args:
+        case: what to run.
+        subject: the case's.
 
     Raises:
         UserError: there is not enough memory for the images.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        part: str,
-        form: str,
-        model: nn.Module,
-        batch: int,
-        shape: tuple[int, int],
-        device: str,
-        training: bool,
-    ) -> None:
-        self.subject, self.part, self.form = subject, part, form
-        self.batch, self.shape, self.device, self.training = batch, shape, device, training
-        self.steps = check_form(form, training, device)
-        self.model = model if part == "whole" else getattr(model, "backbone", model)
-        with memory_errors_told(self):
+    def __init__(self, case: Case, subject: Subject) -> None:
+        self.case, self.subject = case, subject
+        self.steps = check_form(case.form, case.training, case.device)
+        model = prepare(subject, self.steps, case.device, case.training)
+        self.model = model if case.part == "whole" else getattr(model, "backbone", model)
+        with memory_errors_told(case):
             self.images = self._random_images()
             self.prepare_run()
         self.gradients: list[Tensor] | None = None
 
-    def __str__(self) -> str:
-        part = ", backbone alone" if self.subject.is_detector and self.part == "backbone" else ""
-        return f"{self.subject.name} ({self.form}{part}) at {self.shape[0]}×{self.shape[1]}"
-
     def _random_images(self) -> Tensor:
+        case = self.case
         channels = image_channels(getattr(self.subject.model, "backbone", self.subject.model))
-        size = padded_shape(self.subject.model, *self.shape)
-        images = torch.randn(self.batch, channels, *size, generator=torch.Generator().manual_seed(0))
+        size = padded_shape(self.subject.model, *case.shape)
+        images = torch.randn(case.batch, channels, *size, generator=torch.Generator().manual_seed(0))
         if "channels-last" in self.steps:
             images = images.to(memory_format=torch.channels_last)
-        if "bf16" in self.steps and not self.training:
+        if "bf16" in self.steps and not case.training:
             images = images.bfloat16()
-        return images.to(self.device)
+        return images.to(case.device)
 
     def prepare_run(self) -> None:
         """Applies the steps that change how a model is run."""
         # A detector's own forward pass, without the loss and without what makes boxes of its maps
-        self.run: Callable[[Tensor], Any] = partial(self.model, mode="tensor") if self.part == "whole" else self.model
+        self.run: Callable[[Tensor], Any] = (
+            partial(self.model, mode="tensor") if self.case.part == "whole" else self.model
+        )
         if "compiled" in self.steps:
-            self.run = _compiled(self.run, None if self.training else self.images)
+            self.run = _compiled(self.run, None if self.case.training else self.images)
         if "cuda-graph" in self.steps:
             self.run = _recorded(self.run, self.images)
 
     def forward(self) -> list[Tensor]:
         """The maps of the forward pass, in training with their graph."""
-        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.training and "bf16" in self.steps)
-        with torch.inference_mode(not self.training), autocast:
+        training = self.case.training
+        autocast = torch.autocast(self.case.device, torch.bfloat16, enabled=training and "bf16" in self.steps)
+        with torch.inference_mode(not training), autocast:
             outputs = self.run(self.images)
         return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def __call__(self) -> None:
         outputs = self.forward()
-        if not self.training:
+        if not self.case.training:
             return
         if self.gradients is None:
             self.gradients = [torch.ones_like(output) for output in outputs]
@@ -336,7 +347,7 @@ def plan(
     shapes: Sequence[tuple[int, int]],
     device: str,
     training: bool,
-) -> Iterator[Step]:
+) -> list[Case]:
     """All that a run measures, a subject's forms at one size together and its plain form first among them.
 
     Args:
@@ -345,18 +356,21 @@ def plan(
         shapes: of the images; none for each subject's usual one.
         device: ``"cpu"`` or ``"cuda"``.
         training: with a backward pass.
+
+    Raises:
+        UserError: there is nothing to measure of a subject, or no such form.
     """
+    cases = []
+    forms = list(dict.fromkeys(forms))
     for subject in subjects:
-        models = {}
-        for form in forms:
-            steps = check_form(form, training, device)
-            if subject.is_ours or not {"plain", "reparameterized"} & set(steps):
-                models[form] = prepare(subject, steps, device, training)
-        if not models:
+        ours = {"plain", "reparameterized"}
+        own = [form for form in forms if subject.is_ours or not ours & set(check_form(form, training, device))]
+        if not own:
             raise UserError(
                 f"none of the forms {', '.join(forms)} is one of {subject.name}'s: it is not ours, give eager"
             )
+        own.sort(key=lambda form: form != "plain")
         for part in subject.parts:
             for shape in shapes or [subject.shape]:
-                for form in sorted(models, key=lambda form: form != "plain"):
-                    yield Step(subject, part, form, models[form], batch, shape, device, training)
+                cases += [Case(subject.name, part, form, batch, shape, device, training) for form in own]
+    return cases

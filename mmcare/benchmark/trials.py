@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..models.care import FusedTokenMixer, LinearAttention, StripConvolution, To
 from ..models.fold import conv_with
 from ..models.fused import Expansion, FusedConv
 from ..models.layout import by_rows
-from .measure import interleaved
+from .measure import interleaved, timed_again
 from .run import machine
 from .table import align
 
@@ -164,7 +165,7 @@ def main() -> None:
     progress = ProgressBar(len(found), file=sys.stderr)
     with torch.inference_mode():
         for trial in found:
-            seconds = interleaved(list(trial.ways.values()), "cpu", REPEATS, warmup=2)
+            seconds = interleaved([partial(timed_again, way, "cpu") for way in trial.ways.values()], REPEATS, warmup=2)
             first = float(np.median(seconds[0]))
             for way, own in zip(trial.ways, seconds, strict=True):
                 p10, median, p90 = (f"{value * 1e3:.2f} ms" for value in np.percentile(own, (10, 50, 90)))
