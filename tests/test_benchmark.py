@@ -23,7 +23,7 @@ from torch import nn
 
 import mmcare
 from mmcare import UserError
-from mmcare.benchmark import measure, subjects, trials
+from mmcare.benchmark import measure, run, subjects, trials
 from mmcare.benchmark.accuracy import BOX_AP, TOP1
 from mmcare.benchmark.memory import kept_for_backward, peak_memory
 from mmcare.benchmark.plain import plain
@@ -296,18 +296,34 @@ def test_what_is_timed_comes_after_an_untimed_call(monkeypatch):
     assert len(called) == 2
 
 
-def test_a_process_for_each_case_and_none_left():
+def test_each_case_has_a_process_of_its_own(monkeypatch):
+    made = []
+    monkeypatch.setattr(run, "new_process", lambda device: made.append(new_process(device)) or made[-1])
+    subject = subjects.resolve("mobilenetv2")
+    cases = subjects.plan([subject], ["eager", "channels-last"], 1, [(32, 32)], "cpu", training=False)
+    rows = run.run(cases, [subject], repeats=1, warmup=0)
+    assert [row.form for row in rows] == ["eager", "channels-last"]
+    assert rows[0].difference is None and rows[1].difference < 1e-5
+    assert len(made) == 2
+
+
+def test_processes_and_their_end(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     case = subjects.plan([subjects.resolve("mobilenetv2")], ["eager"], 1, [(32, 32)], "cpu", training=False)[0]
     with new_process("cpu") as first, new_process("cpu") as second:
         found = {ask(process, case, os.getpid) for process in (first, second)}
         assert len(found | {os.getpid()}) == 3
-        assert ask(first, case, torch.get_num_threads) == torch.get_num_threads()
+        assert ask(first, case, threads) == 3
         with pytest.raises(UserError, match="^there is nothing called nix to measure"):
             ask(first, case, subjects.resolve, "nix")
         with pytest.raises(UserError, match=r"^the process that measured mobilenetv2 \(eager\) at 32×32 was ended"):
             ask(first, case, os.kill, ask(first, case, os.getpid), signal.SIGKILL)
         assert ask(second, case, os.getpid) in found
     assert not any(is_running(pid) for pid in found)
+
+
+def threads():
+    return torch.get_num_threads()
 
 
 def is_running(pid):
