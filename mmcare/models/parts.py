@@ -45,6 +45,8 @@ def part_of(weight: Tensor, bias: Tensor | None, part: Part, inputs: bool) -> tu
         inputs: whether the map is what it reads, so that the outputs are the parts' sum and only one has the bias.
     """
     index, count = part
+    if count == 1:
+        return weight, bias
     if inputs:
         return weight.chunk(count, dim=1)[index], bias if index == 0 else None
     return weight.chunk(count)[index], None if bias is None else bias.chunk(count)[index]
