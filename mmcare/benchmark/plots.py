@@ -15,6 +15,7 @@ from .table import Row, only_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)  # below, where it hides no point
 MARKERS = "osD^vP*X"
 
 
@@ -62,7 +63,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Figure:
             xlabel=f"{kind} at {first.height}×{first.width}, batch {first.batch}, ms",
             ylabel=f"{metric}, as reported",
         )
-        axis.legend(fontsize=8)
+        axis.legend(**LEGEND)
     figure.suptitle(first.machine, fontsize=9)
     return figure
 
@@ -129,7 +130,7 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
         axis.set(xscale="log", yscale="log", xlabel="pixels of an image", ylabel=label)
         axis.set_xticks([pixels for pixels, _ in sizes], [text for _, text in sizes], fontsize=8)
         axis.set_xticks([], minor=True)
-        axis.legend(fontsize=8)
+        axis.legend(**LEGEND)
     figure.suptitle(f"{rows[0].mode}, batch {rows[0].batch}; {rows[0].machine}", fontsize=9)
     return figure
 
@@ -137,7 +138,7 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
 def _figure(panels: int):
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
-    figure = Figure(figsize=(7 * panels, 6), layout="constrained")
+    figure = Figure(figsize=(8 * panels, 7), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.3)
