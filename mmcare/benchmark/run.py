@@ -120,7 +120,8 @@ def _prepare(case: Case) -> None:
 
 
 def _time(case: Case) -> float:
-    return timed_again(_steps[case], case.device)
+    with memory_errors_told(case):
+        return timed_again(_steps[case], case.device)
 
 
 def _examine(case: Case, reference: list[np.ndarray] | None) -> tuple[Findings, list[np.ndarray]]:
