@@ -80,12 +80,10 @@ def interleaved(
     for index in range(-warmup, repeats):
         shuffle(order)
         for i in order:
-            taken = clocks[i]()
-            if index >= 0:
-                seconds[i].append(taken)
+            seconds[i].append(clocks[i]())
         if index >= 0:
             after_round()
-    return seconds
+    return [own[warmup:] for own in seconds]
 
 
 def relative_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
@@ -122,12 +120,11 @@ def examine(step: Step, reference: Sequence[Tensor] | None) -> tuple[Findings, l
     Raises:
         UserError: there is not enough memory.
     """
-    training = step.case.training
     with memory_errors_told(step.case):
         outputs = [output.detach().float().cpu() for output in step.forward()]
         difference = None if reference is None else relative_difference(outputs, reference)
         step()
         # The replay of a CUDA graph allocates nothing: its recording does.
         peak = peak_memory(step.prepare_run if "cuda-graph" in step.steps else step, step.case.device)
-        kept = kept_for_backward(step.forward, step.model) if training else None
+        kept = kept_for_backward(step.forward, step.model) if step.case.training else None
     return Findings(peak, kept, difference), outputs
