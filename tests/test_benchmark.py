@@ -209,6 +209,15 @@ def test_compiled_for_every_size_whatever_the_limit():
         assert packed == 4, "the weights were not frozen into the graphs"
 
 
+def test_the_memory_budget_is_kept_by_the_compiler():
+    torch._dynamo.reset()
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.GELU())]
+    subject = subjects.Subject("four convolutions", nn.Sequential(nn.Conv2d(3, 8, 1), *layers).eval(), (32, 32))
+    made = steps(subject, ["compiled", "compiled+memory-budget"], 1, (32, 32), training=True)
+    kept, within_budget = (measure.examine(step, None)[0].kept for step in made)
+    assert 0 < within_budget < 0.5 * kept
+
+
 # -- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -603,6 +612,8 @@ def test_profile(tool):
         ),
         (["resnet50", "--forms", "reparameterized", "--train"], "the form 'reparameterized' is for inference"),
         (["resnet50", "--forms", "cuda-graph"], "the form 'cuda-graph' is not possible: cuda-graph records"),
+        (["resnet50", "--forms", "compiled+memory-budget"], "the form 'compiled+memory-budget' is not possible"),
+        (["resnet50", "--forms", "memory-budget", "--train"], "the form 'memory-budget' is not possible: memory"),
         (["resnet50", "--forms", "compiled", "--profile"], "compiled has no operators of its own to profile"),
         (["mmcare.CARE:s0", "--shape", "16"], "CARE takes images of shape (B, 3, H, W) with H and W of at least 32"),
         (["mmcare.CARE:s0", "--shape", "1", "2", "3"], "--shape takes one or two sides of an image"),

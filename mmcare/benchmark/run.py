@@ -65,11 +65,12 @@ def run(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup
         # Last, since what this allocates is no part of what was timed
         found = _examine_all(cases, processes)
     ceiling = product_flops(device) / float(np.median(products))
-    costs = {subject.name: subject.cost for subject in subjects}
+    of_name = {subject.name: subject for subject in subjects}
+    costs = {key: of_name[key[0]].cost(key[1], *key[2]) for key in {(c.subject, c.part, c.shape) for c in cases}}
     rows = []
     for case, findings, seconds in zip(cases, found, times, strict=True):
         p10, median, p90 = (float(value) for value in np.percentile(seconds, (10, 50, 90)))
-        parameters, macs = costs[case.subject](case.part, *case.shape)
+        parameters, macs = costs[case.subject, case.part, case.shape]
         rows.append(
             Row(
                 run=name,

@@ -37,12 +37,16 @@ PEERS: dict[str, dict[str, Any]] = {
 }
 """What a user would pick instead: mmdet's backbones, as its configs build them, with four maps at strides 4 to 32."""
 
+KEPT_SHARE = 0.3
+"""How much the form memory-budget keeps: with less, the compiler takes longer and the step is no faster."""
+
 STEPS = {
     "plain": "the authors' operations one for one; ours only",
     "reparameterized": "mmcare.reparameterize; ours only, in inference",
     "channels-last": "weights and images in the memory format NHWC",
     "bf16": "computed in bfloat16; training keeps float32 weights (autocast), as --amp does",
     "compiled": "torch.compile with inductor, in inference with the weights frozen into it",
+    "memory-budget": f"of what the compiler keeps for the backward pass, {KEPT_SHARE:.0%}; compiled training only",
     "cuda-graph": "recorded once and replayed; in inference on CUDA",
 }
 """What a form is made of, in the order in which it is applied. A form without any of them is ``eager``."""
@@ -77,6 +81,8 @@ def check_form(form: str, training: bool, device: str) -> tuple[str, ...]:
         raise UserError(f"there is no form {form!r}: a network is either plain or reparameterized")
     if training and (wrong := [step for step in steps if step in ("reparameterized", "cuda-graph")]):
         raise UserError(f"the form {form!r} is for inference, as {wrong[0]} is: leave it out of --forms, or --train")
+    if "memory-budget" in steps and not (training and "compiled" in steps):
+        raise UserError(f"the form {form!r} is not possible: memory-budget goes with compiled, and with --train")
     if "cuda-graph" in steps and ("compiled" in steps or device != "cuda"):
         raise UserError(f"the form {form!r} is not possible: cuda-graph records what is not compiled, on --device cuda")
     return tuple(step for step in STEPS if step in steps)
@@ -281,7 +287,8 @@ class Step:
             partial(self.model, mode="tensor") if self.case.part == "whole" else self.model
         )
         if "compiled" in self.steps:
-            self.run = _compiled(self.run, None if self.case.training else self.images)
+            backend = _inductor_within_budget if "memory-budget" in self.steps else "inductor"
+            self.run = _compiled(self.run, backend, None if self.case.training else self.images)
         if "cuda-graph" in self.steps:
             self.run = _recorded(self.run, self.images)
 
@@ -303,7 +310,9 @@ class Step:
         self.model.zero_grad(set_to_none=True)
 
 
-def _compiled(run: Callable[[Tensor], Any], images: Tensor | None) -> Callable[[Tensor], Any]:
+def _compiled(
+    run: Callable[[Tensor], Any], backend: str | Callable[..., Any], images: Tensor | None
+) -> Callable[[Tensor], Any]:
     """Compiled for one size, so that no subject has to pay for the others' sizes; with images, for inference.
 
     Each subject and size is compiled from the same code: torch's limit on how often that may be would make the later
@@ -313,12 +322,21 @@ def _compiled(run: Callable[[Tensor], Any], images: Tensor | None) -> Callable[[
     import torch._inductor
 
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 2**20
-    compiled = torch.compile(run, dynamic=False)
+    compiled = torch.compile(run, backend=backend, dynamic=False)
     if images is not None:
         # As one of torch.compile's own options it would come too late: the graph would already take weights as inputs.
         with torch._inductor.config.patch(freezing=True), torch.inference_mode():
             compiled(images)
     return compiled
+
+
+def _inductor_within_budget(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """A backend of its own, or torch would take the graph that it has compiled without the budget."""
+    import torch._functorch.config
+    from torch._inductor.compile_fx import compile_fx
+
+    with torch._functorch.config.patch(activation_memory_budget=KEPT_SHARE):
+        return compile_fx(graph, inputs)
 
 
 def _recorded(run: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], Any]:
