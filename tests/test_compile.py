@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmcare
 from mmcare.models import parts
+from mmcare.models.casvit import FusedAdditiveTokenMixer
 from mmcare.models.fused import Expansion
 
 SIZES = [(64, 96), (96, 128), (160, 160), (97, 65), (192, 224)]
@@ -40,8 +41,9 @@ def test_one_graph_serves_all_sizes(family, form, monkeypatch):
 def test_parts_are_made_as_for_512_pixels(family):
     fast = mmcare.reparameterize(trained(family))
     for stage, pixels in zip(fast.stages, (128 * 128, 64 * 64, 32 * 32, 16 * 16), strict=True):
-        found = [module.pixels for module in stage.modules() if isinstance(module, Expansion)]
-        assert found == [pixels] * (2 * len(stage.blocks))
+        kinds = (Expansion, FusedAdditiveTokenMixer)
+        found = [module.pixels for module in stage.modules() if isinstance(module, kinds)]
+        assert found == [pixels] * ((3 if family == "CASViT" else 2) * len(stage.blocks))
 
 
 @families

@@ -84,6 +84,17 @@ def test_large_hidden_maps_are_made_in_parts(small_parts, monkeypatch):
 
 
 @fuses
+def test_context_mappings_of_large_maps_run_one_by_one(small_parts, monkeypatch):
+    mixer = mmcare.reparameterize(trained("CASViT")).stages[0].blocks[0].token_mixer
+    channels = mixer.project.in_channels
+    calls = count_calls(monkeypatch)
+    for size, widths in ((1, {channels, 2 * channels}), (8, {channels})):
+        mixer(channels_last(1, channels, size, size))
+        assert {shape[1] for shape in calls} == widths
+        calls.clear()
+
+
+@fuses
 def test_weights_are_ordered_once_for_a_size(monkeypatch):
     _, fast = expansion()
     calls = count_calls(monkeypatch)

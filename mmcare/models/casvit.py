@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from ..registry import MODELS
 from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
 from .fold import conv_with, fold_norm_after, fold_norm_before
-from .fused import Expansion, add_to
+from .fused import Expansion, FusedConv, add_to, is_captured
+from .parts import count_parts
 from .recompute import Chain, chain, chain_and_split, recompute
 
 
@@ -99,7 +101,11 @@ class AdditiveTokenMixer(nn.Module):
 class FusedAdditiveTokenMixer(nn.Module):
     """The fast form of the additive token mixer: the context mappings of queries and keys run as one.
 
-    The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map.
+    The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map. On a CPU
+    the mappings of maps that are large together run one after the other.
+
+    Attributes:
+        pixels: for how many pixels to decide that while compiling, since one graph serves all sizes.
     """
 
     def __init__(self, mixer: AdditiveTokenMixer) -> None:
@@ -110,10 +116,11 @@ class FusedAdditiveTokenMixer(nn.Module):
         channels = mixer.qkv.in_channels
         weights = mixer.qkv.weight.split((2 * channels, channels))
         biases = (None, None) if mixer.qkv.bias is None else mixer.qkv.bias.split((2 * channels, channels))
-        self.query_key, self.value = (conv_with(*pair) for pair in zip(weights, biases, strict=True))
+        query_key, self.value = (conv_with(*pair) for pair in zip(weights, biases, strict=True))
+        self.query_key = FusedConv(query_key)
         convs = [context.spatial.conv for context in contexts]
         weight, bias = (torch.cat([getattr(conv, name) for conv in convs]) for name in ("weight", "bias"))
-        self.spatial_conv = conv_with(weight, bias, groups=2 * channels, padding=convs[0].padding)
+        self.spatial_conv = FusedConv(conv_with(weight, bias, groups=2 * channels, padding=convs[0].padding))
         self.spatial_act = nn.ReLU(inplace=True)
         # Two rows with zeros for the other branch's channels, which is faster than two groups
         rows = torch.block_diag(*[context.spatial.fc.weight.flatten(1) for context in contexts])
@@ -122,17 +129,36 @@ class FusedAdditiveTokenMixer(nn.Module):
         self.register_buffer("channel_weights", channel)  # (2, channels in, channels out)
         self.similarity = mixer.similarity
         self.project = mixer.project
+        self.pixels = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
+        pixels = self.pixels if is_captured() else None
+        large = count_parts(x, self.query_key.out_channels, pixels) > 1
+        context = self._one_by_one(x) if large else self._together(x)
+        return self.project(self.similarity(context).mul_(self.value(x)))
+
+    def _together(self, x: Tensor) -> Tensor:
+        """Φ(q) + Φ(k)."""
         query_key = self.query_key(x)
         spatial_gate = self.spatial_fc(self.spatial_act(self.spatial_conv(query_key))).sigmoid()  # (B, 2, H, W)
         query_key = query_key.unflatten(1, (2, -1)) * spatial_gate.unsqueeze(2)  # (B, 2, channels, H, W)
         means = query_key.mean((3, 4)).transpose(0, 1)  # (2, B, channels)
         query_gate, key_gate = (means @ self.channel_weights).sigmoid()[..., None, None]
         query, key = query_key.unbind(1)
-        context = (query * query_gate).addcmul_(key, key_gate)
-        return self.project(self.similarity(context).mul_(self.value(x)))
+        return (query * query_gate).addcmul_(key, key_gate)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        """The same: Φ(q), to which Φ(k) is added."""
+        context = None
+        rows = self.spatial_fc.weight.unflatten(1, (2, -1))
+        for index in range(2):
+            branch = self.query_key(x, (index, 2))
+            gate = F.conv2d(self.spatial_act(self.spatial_conv(branch, (index, 2))), rows[index : index + 1, index])
+            branch = branch * gate.sigmoid()
+            gate = (branch.mean((2, 3)) @ self.channel_weights[index]).sigmoid()[..., None, None]
+            context = branch * gate if context is None else context.addcmul_(branch, gate)
+        return context
 
 
 class Integration(nn.Module):
