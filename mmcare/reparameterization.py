@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .models.base import PyramidBackbone
 from .models.fold import fold_norm_after, is_foldable
-from .models.fused import FusedConv
+from .models.fused import FusedConv, InParts
 from .models.recompute import is_plain_conv
 
 
@@ -101,7 +101,7 @@ def _fuse(module: nn.Module) -> nn.Module:
 def _tell_sizes(backbone: PyramidBackbone) -> None:
     for index, stage in enumerate(backbone.stages):
         for module in stage.modules():
-            if hasattr(module, "pixels"):
+            if isinstance(module, InParts):
                 module.pixels = (512 // (4 * 2**index)) ** 2
 
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
 from .fold import conv_with, fold_norm_after, fold_norm_before
-from .fused import Expansion, FusedConv, add_to, is_captured
-from .parts import count_parts
+from .fused import Expansion, FusedConv, InParts, add_to
 from .recompute import Chain, chain, chain_and_split, recompute
 
 
@@ -98,14 +97,11 @@ class AdditiveTokenMixer(nn.Module):
         return FusedAdditiveTokenMixer(self)
 
 
-class FusedAdditiveTokenMixer(nn.Module):
+class FusedAdditiveTokenMixer(InParts):
     """The fast form of the additive token mixer: the context mappings of queries and keys run as one.
 
     The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map. On a CPU
     the mappings of maps that are large together run one after the other.
-
-    Attributes:
-        pixels: for how many pixels to decide that while compiling, since one graph serves all sizes.
     """
 
     def __init__(self, mixer: AdditiveTokenMixer) -> None:
@@ -129,12 +125,10 @@ class FusedAdditiveTokenMixer(nn.Module):
         self.register_buffer("channel_weights", channel)  # (2, channels in, channels out)
         self.similarity = mixer.similarity
         self.project = mixer.project
-        self.pixels = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
-        pixels = self.pixels if is_captured() else None
-        large = count_parts(x, self.query_key.out_channels, pixels) > 1
+        large = self.count_parts(x, self.query_key.out_channels) > 1
         context = self._one_by_one(x) if large else self._together(x)
         return self.project(self.similarity(context).mul_(self.value(x)))
 

@@ -101,7 +101,23 @@ class FusedConv(nn.Conv2d):
         return {**super().__getstate__(), "_ordered": {}}  # a copy orders its own
 
 
-class Expansion(nn.Module):
+class InParts(nn.Module):
+    """What makes large maps a part of their channels at a time.
+
+    Attributes:
+        pixels: for how many pixels to make parts while compiling, since one graph serves all sizes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = 0
+
+    def count_parts(self, x: Tensor, channels: int) -> int:
+        """In how many parts to make a map of so many channels of x (B, C, H, W)."""
+        return count_parts(x, channels, self.pixels if is_captured() else None)
+
+
+class Expansion(InParts):
     """Convolutions through a hidden map, wide and made for nothing else: fc1, perhaps depth-wise ones, perhaps fc2.
 
     Where the hidden map is large it is made in parts (:mod:`~mmcare.models.parts`), and never needs all of its memory.
@@ -110,9 +126,6 @@ class Expansion(nn.Module):
         layers: the convolutions, each with whether GELU follows it. The last is fc2, or where ``project`` is false it
             gives the hidden map.
         project: whether there is an fc2.
-
-    Attributes:
-        pixels: for how many pixels to make parts while compiling, since one graph serves all sizes.
     """
 
     def __init__(self, *layers: tuple[nn.Conv2d, bool], project: bool = True) -> None:
@@ -123,12 +136,10 @@ class Expansion(nn.Module):
             for i, (conv, gelu) in enumerate(layers)
         )
         self.project = project
-        self.pixels = 0
 
     def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be x and be written over."""
-        pixels = self.pixels if is_captured() else None
-        count = count_parts(x, self.layers[0].out_channels, pixels) if self.project else 1
+        count = self.count_parts(x, self.layers[0].out_channels) if self.project else 1
         out = to.clone() if to is x and count > 1 else to  # the next part reads x, too
         for index in range(count):
             hidden = x
