@@ -13,10 +13,13 @@ _EXPORTS = {
     "CARE": "mmcare.models",
     "CASViT": "mmcare.models",
     "UserError": "mmcare.errors",
-    "reparameterize": "mmcare.reparameterization",
+    "keep_freed_memory": "mmcare.fast",
+    "load_checkpoint": "mmcare.checkpoints",
+    "make_loading_safe": "mmcare.checkpoints",
+    "reparameterize": "mmcare.fast",
 }
 
-__all__ = ["CARE", "CASViT", "UserError", "__version__", "reparameterize"]
+__all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

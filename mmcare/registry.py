@@ -6,7 +6,15 @@ MMEngine imports ``mmcare.registry`` by itself when a config of any mm project n
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmcare", locations=["mmcare.models"])
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmcare", locations=["mmcare.hooks"])
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmcare", locations=["mmcare.runs.hooks"])
+OPTIM_WRAPPERS = Registry(
+    "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope="mmcare", locations=["mmcare.runs.amp"]
+)
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer", parent=MMENGINE_WEIGHT_INITIALIZERS, scope="mmcare", locations=["mmcare.checkpoints"]
+)

@@ -20,8 +20,8 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmcare import CASViT, UserError, cli
-from mmcare.hooks import CheckpointFitHook
-from mmcare.sample import CLASSES, SEMANTIC_CLASSES, prepare
+from mmcare.runs.hooks import CheckpointFitHook
+from mmcare.data.sample import CLASSES, SEMANTIC_CLASSES, prepare
 
 ROOT = Path(__file__).parent.parent
 HEADS = {

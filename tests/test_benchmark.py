@@ -31,7 +31,7 @@ from mmcare.benchmark.plots import draw_accuracy, draw_sizes, exponent
 from mmcare.benchmark.processes import ask, new_process
 from mmcare.benchmark.profiling import Kind, profile, profile_table
 from mmcare.benchmark.table import Row, read_csv, speedups, text_table, write_csv
-from mmcare.models.fused import _FUSED_TYPES, Expansion
+from mmcare.fast.convolutions import _FUSED_TYPES, Expansion
 
 ROOT = Path(__file__).parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools/benchmark.py"))

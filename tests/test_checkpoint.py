@@ -26,7 +26,7 @@ from mmengine.registry import MODELS
 from safetensors.torch import save, save_file
 
 from mmcare import CARE, UserError
-from mmcare.checkpoint import guard_checkpoint_loading, read_checkpoint, select_weights
+from mmcare.checkpoints.reading import guard_checkpoint_loading, read_checkpoint, select_weights
 
 CARE_STATE = reference.backbone_weights("CARE", "s0")
 CASVIT_STATE = reference.backbone_weights("CASViT", "xs")
@@ -177,7 +177,7 @@ def test_guarded_process_refuses_hostile_files_whoever_loads_them(tmp_path):
     hostile(file, marker, "zip")
     code = f"""
 import torch
-from mmcare.checkpoint import guard_checkpoint_loading
+from mmcare.checkpoints.reading import guard_checkpoint_loading
 guard_checkpoint_loading()
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader

@@ -6,9 +6,9 @@ from test_reparameterize import assert_same, families, trained
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmcare
-from mmcare.models import parts
+from mmcare.memory import parts
 from mmcare.models.casvit import FusedAdditiveTokenMixer
-from mmcare.models.fused import Expansion
+from mmcare.fast.convolutions import Expansion
 
 SIZES = [(64, 96), (96, 128), (160, 160), (97, 65), (192, 224)]
 

@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmcare.sample.overlay import overlay_sample
+from mmcare.data.sample.overlay import overlay_sample
 
 ROOT = Path(__file__).parent.parent
 MODELS_BY_TASK = {"detection": ("retinanet", "mask_rcnn"), "segmentation": ("semantic_fpn", "upernet")}

@@ -19,9 +19,10 @@ from mmengine.runner import Runner
 from tiny import IN_PROCESS, ROOT, write_ground
 from torch import nn
 
-from mmcare import CARE, CASViT, UserError, cli, launch
-from mmcare.checkpoint import read_checkpoint
-from mmcare.distributed import CpuRunner
+from mmcare import CARE, CASViT, UserError, cli
+from mmcare.cli import launch
+from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.runs.distributed import CpuRunner
 
 RECORDER = """
 import torch

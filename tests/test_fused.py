@@ -12,8 +12,9 @@ from test_reparameterize import assert_same, families, trained
 from torch import nn
 
 import mmcare
-from mmcare.models import fused, parts
-from mmcare.models.fused import Expansion, FusedConv
+from mmcare.fast import convolutions as fused
+from mmcare.memory import parts
+from mmcare.fast.convolutions import Expansion, FusedConv
 
 fuses = pytest.mark.skipif(not fused._FUSED_TYPES, reason="torch has no fused convolutions on this machine")
 

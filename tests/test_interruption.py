@@ -21,10 +21,11 @@ from tiny import DETECTOR, IN_PROCESS, ROOT, SEGMENTOR
 from torch import nn
 
 from mmcare import UserError
-from mmcare.checkpoint import read_checkpoint
-from mmcare.resume import choose_checkpoint, find_damage
-from mmcare.sample import prepare
-from mmcare.saving import guard_checkpoint_saving, whole_file
+from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.checkpoints.resuming import choose_checkpoint, find_damage
+from mmcare.data.sample import prepare
+from mmcare.checkpoints.saving import guard_checkpoint_saving
+from mmcare.files import whole_file
 
 # -- kept whole --------------------------------------------------------------------------------------------------------
 

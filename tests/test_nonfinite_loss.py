@@ -15,7 +15,7 @@ from tiny import DETECTOR, IN_PROCESS, ROOT
 from torch import nn
 
 from mmcare import UserError
-from mmcare.sample import prepare
+from mmcare.data.sample import prepare
 
 
 class Toy(BaseModel):

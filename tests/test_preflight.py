@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmcare import UserError
 from mmcare.cli import config_parser
-from mmcare.preflight import check_inputs
+from mmcare.runs.preflight import check_inputs
 
 CONFIG = Path(__file__).parent.parent / "configs/detection/retinanet_care_s1.py"
 

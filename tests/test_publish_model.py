@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 import mmcare
 from mmcare import UserError, cli
-from mmcare.checkpoint import read_checkpoint
+from mmcare.checkpoints.reading import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/publish_model.py"

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mmcare.errors import UserError
-from mmcare.sample import (
+from mmcare.data.sample import (
     CLASSES,
     PALETTE,
     SEMANTIC_CLASSES,
@@ -35,7 +35,7 @@ from mmcare.sample import (
 
 TINY = Recipe(train_images=6, val_images=3)
 SLOW = Recipe(train_images=400, val_images=2)  # seconds of work: time enough to interrupt it
-PREPARE = "import sys; from mmcare.sample import Recipe, prepare; print(prepare(sys.argv[1], {recipe}))"
+PREPARE = "import sys; from mmcare.data.sample import Recipe, prepare; print(prepare(sys.argv[1], {recipe}))"
 
 
 def start_prepare(root: Path, recipe: Recipe) -> subprocess.Popen[str]:

@@ -12,8 +12,8 @@ import pytest
 from mmengine.config import Config
 
 from mmcare import cli
-from mmcare.sample import SEMANTIC_PALETTE, prepare
-from mmcare.sample.overlay import overlay_sample
+from mmcare.data.sample import SEMANTIC_PALETTE, prepare
+from mmcare.data.sample.overlay import overlay_sample
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

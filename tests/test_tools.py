@@ -18,7 +18,7 @@ from tiny import CONFIGS, DETECTION, IN_PROCESS, ROOT, write_ground
 from torch import nn
 
 from mmcare import UserError, cli
-from mmcare.amp import CpuAmpOptimWrapper
+from mmcare.runs.amp import CpuAmpOptimWrapper
 
 
 def load_module(path):
@@ -150,7 +150,7 @@ def test_auto_scale_lr():
 
 @pytest.mark.parametrize("kind", ["OptimWrapper", "AmpOptimWrapper"])
 @pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", "mmcare.amp.CpuAmpOptimWrapper"), ("cuda", "AmpOptimWrapper")]
+    ("device", "expected"), [("cpu", "mmcare.runs.amp.CpuAmpOptimWrapper"), ("cuda", "AmpOptimWrapper")]
 )
 def test_amp_goes_by_the_device(monkeypatch, kind, device, expected):
     monkeypatch.setattr("mmengine.device.get_device", lambda: device)

@@ -19,9 +19,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
-from mmcare.checkpoint import read_checkpoint
-from mmcare.sample import prepare
-from mmcare.sample.overlay import overlay_sample
+from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.data.sample import prepare
+from mmcare.data.sample.overlay import overlay_sample
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {path.stem: path for path in sorted(ROOT.glob("configs/*/*_ca*_*.py"))}

@@ -11,10 +11,10 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmcare.benchmark.memory import kept_for_backward
-from mmcare.models import parts, recompute
+from mmcare.memory import parts, recompute
 from mmcare.models.care import Interaction
 from mmcare.models.casvit import MLP, AdditiveTokenMixer, Integration
-from mmcare.models.recompute import chain, chain_and_split, everything_saved
+from mmcare.memory.recompute import chain, chain_and_split, everything_saved
 
 TINY = {
     "CARE": dict(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mmcare.sample import prepare
+from mmcare.data.sample import prepare
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

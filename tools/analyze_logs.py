@@ -12,7 +12,7 @@ from typing import Any
 
 from mmcare.cli import Parser, run
 from mmcare.errors import UserError
-from mmcare.pictures import write_picture
+from mmcare.files import write_picture
 
 FORMATS = (".png", ".svg", ".pdf", ".jpg")
 _NOT_METRICS = {"step", "time", "data_time"}

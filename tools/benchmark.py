@@ -13,7 +13,7 @@ from mmcare.stack import check_stack
 def parse_args() -> Namespace:
     check_stack()
     from mmcare.benchmark.subjects import FORMS, PEERS, STEPS
-    from mmcare.counting import add_shape
+    from mmcare.benchmark.counting import add_shape
 
     parser = Parser(
         description="Measure time and memory of models side by side in one run: a table, a CSV file and plots.",
@@ -155,7 +155,7 @@ def draw(rows, folder: Path | None) -> None:
     if folder is None:
         return
     from mmcare.benchmark.plots import by_size, draw_accuracy, draw_sizes, reported
-    from mmcare.pictures import write_picture
+    from mmcare.files import write_picture
 
     drawings = {"accuracy.png": draw_accuracy} if any(map(reported, rows)) else {}
     if by_size(rows):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcare.cli import config_parser, load_config, run
 from mmcare.errors import UserError
-from mmcare.preflight import check_inputs
+from mmcare.runs.preflight import check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from mmcare.cli import Parser, add_cfg_options, run
-from mmcare.counting import add_shape, build, count, padded_shape
+from mmcare.benchmark.counting import add_shape, build, count, padded_shape
 from mmcare.stack import check_stack
 
 

@@ -66,7 +66,7 @@ def release(path: str, weights: str | None, kind: str) -> bytes:
     """The content of the released file; the same for the same checkpoint."""
     import torch
 
-    from mmcare.checkpoint import is_ema_copy, read_checkpoint, select_weights
+    from mmcare.checkpoints.reading import is_ema_copy, read_checkpoint, select_weights
 
     checkpoint = read_checkpoint(path)
     try:
@@ -117,7 +117,7 @@ def write(target: Path, content: bytes) -> None:
     """Writes a file that is there as a whole or not at all, and never in another's place."""
     if target.exists() and target.read_bytes() != content:
         raise UserError(f"{target} exists and is another file: move it away, or give another name")
-    from mmcare.saving import whole_file
+    from mmcare.files import whole_file
 
     try:
         with whole_file(target) as file:

@@ -7,9 +7,9 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser, task_of
-from mmcare.config import innermost_datasets
+from mmcare.data.datasets import innermost_datasets
 from mmcare.errors import UserError
-from mmcare.preflight import check_inputs
+from mmcare.runs.preflight import check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser
 from mmcare.errors import UserError
-from mmcare.preflight import check_inputs
+from mmcare.runs.preflight import check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def train(cfg: Config, amp: bool) -> None:
-    from mmcare.hooks import FiniteLossHook
-    from mmcare.resume import choose_checkpoint
-    from mmcare.saving import guard_checkpoint_saving
+    from mmcare.runs.hooks import FiniteLossHook
+    from mmcare.checkpoints.resuming import choose_checkpoint
+    from mmcare.checkpoints.saving import guard_checkpoint_saving
 
     checkpoint, note = choose_checkpoint(cfg) if cfg.get("resume") else (None, None)
     check_inputs(cfg, splits=("train", "val"), weights=True)
@@ -114,7 +114,7 @@ def enable_amp(cfg: Config) -> None:
         raise UserError(f"--amp replaces an OptimWrapper, and {cfg.filename} has a {kind}: remove one of the two")
     device = get_device()
     if device == "cpu":
-        wrapper.type = "mmcare.amp.CpuAmpOptimWrapper"
+        wrapper.type = "mmcare.runs.amp.CpuAmpOptimWrapper"
         for option in ("loss_scale", "dtype"):
             wrapper.pop(option, None)
     elif device == "mps":

@@ -79,7 +79,7 @@ def _moves_nothing(func: Any) -> bool:
 
 
 _FUSED = {"mkldnn::_convolution_pointwise": 1, "mkldnn::_convolution_pointwise_.binary": 2}
-"""oneDNN's convolutions that do more (:mod:`mmcare.models.fused`), and where among their arguments the weight is."""
+"""oneDNN's convolutions that do more (:mod:`mmcare.fast.convolutions`), and where among their arguments the weight is."""
 
 
 def _name(func: Any, args: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from ..counting import SHAPES, build, count, image_channels, padded_shape
+from .counting import SHAPES, build, count, image_channels, padded_shape
 from ..errors import UserError
 from ..models.base import PyramidBackbone
 from .memory import memory_errors_told

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..errors import UserError
-from ..saving import whole_file
+from ..files import whole_file
 
 
 @dataclass(frozen=True)

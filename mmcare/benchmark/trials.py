@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 
-from ..models import parts
+from ..memory import parts
 from ..models.base import depthwise
 from ..models.care import FusedTokenMixer, LinearAttention, StripConvolution, TokenMixer
-from ..models.fold import conv_with
-from ..models.fused import Expansion, FusedConv
-from ..models.layout import by_rows
+from ..fast.folding import conv_with
+from ..fast.convolutions import Expansion, FusedConv
+from ..memory.layout import by_rows
 from .measure import interleaved, timed_again
 from .run import machine
 from .table import align

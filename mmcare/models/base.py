@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.model import BaseModule, initialize, update_init_info
+from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoint import load_pretrained
 from ..errors import UserError
-from .fused import is_captured
-from .layout import laid_out_as
-from .recompute import recompute_block
+from ..fast.convolutions import is_captured
+from ..memory.layout import laid_out_as
+from ..memory.recompute import recompute_block
 
 NUM_STAGES = 4
 MIN_SIZE = 32
+PRETRAINED = ("Pretrained", "PretrainedInit", "mmengine.Pretrained", PretrainedInit)
+"""The names under which a config asks MMEngine for pretrained weights."""
 
 
 def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = True) -> nn.Conv2d:
@@ -69,7 +70,7 @@ class PyramidBackbone(BaseModule):
         with_cp: recompute each block in the backward pass: less memory, more time, the same gradients.
         init_cfg: None for the authors' initialization, or MMEngine's; ``dict(type="Pretrained", checkpoint=FILE)``
             takes a file as the authors publish it, one of our own or a whole detector's (see
-            :func:`mmcare.checkpoint.load_pretrained` for its further keys ``prefix`` and ``weights``).
+            :class:`mmcare.checkpoints.PretrainedBackbone` for its further keys ``prefix`` and ``weights``).
 
     Attributes:
         out_channels: width of each returned map.
@@ -101,7 +102,7 @@ class PyramidBackbone(BaseModule):
         with_cp: bool,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg or self.default_init)
+        super().__init__(init_cfg=self._initializers(init_cfg))
         self.arch, self.arch_name = self._resolve_arch(arch)
         self.in_channels = _integer("in_channels", in_channels, low=1)
         self.out_indices = _check_out_indices(out_indices)
@@ -113,7 +114,7 @@ class PyramidBackbone(BaseModule):
         self.frozen_stages = _integer("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
-        self._register_load_state_dict_pre_hook(self.translate_names)
+        self.register_load_state_dict_pre_hook(_translate_names)
 
     # -- arguments -------------------------------------------------------------------------------------------------
 
@@ -228,19 +229,17 @@ class PyramidBackbone(BaseModule):
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
-    def init_weights(self) -> None:
-        """Starts from the authors' initialization and, if ``init_cfg`` says so, loads a checkpoint on top."""
-        asked = self.init_cfg
-        if not (isinstance(asked, dict) and str(asked.get("type")) in ("Pretrained", "PretrainedInit")):
-            super().init_weights()
-            return
-        if self._is_init:
-            return
-        initialize(self, self.default_init)  # for what the file does not hold, such as the pyramid's norms
-        load_pretrained(self, **{key: value for key, value in asked.items() if key != "type"})
-        if hasattr(self, "_params_init_info"):  # MMEngine's report of how each parameter of a detector started
-            update_init_info(self, f"loaded from {asked['checkpoint']}")
-        self._is_init = True
+    @classmethod
+    def _initializers(cls, init_cfg: dict[str, Any] | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+        """What ``init_cfg`` asks for, or the authors' initialization, and then the pretrained weights, if any.
+
+        Pretrained weights go through the initializer of :mod:`mmcare.checkpoints`, whichever way MMEngine lets a config
+        ask for them: it knows the authors' files, and refuses what does not fit.
+        """
+        asked = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
+        pretrained = [cfg for cfg in asked if cfg["type"] in PRETRAINED]
+        others = [cfg for cfg in asked if cfg not in pretrained]
+        return [*(others or cls.default_init), *(dict(cfg, type="mmcare.PretrainedBackbone") for cfg in pretrained)]
 
     @classmethod
     def translate_name(cls, name: str) -> str:
@@ -249,12 +248,16 @@ class PyramidBackbone(BaseModule):
             name = re.sub(pattern, replacement, name)
         return name
 
-    def translate_names(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    def translate_names(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Renames, in place, the authors' parameter names below ``prefix``, before any loading."""
         for name in [name for name in state_dict if name.startswith(prefix)]:
             translated = prefix + self.translate_name(name[len(prefix) :])
             if translated != name:
                 state_dict[translated] = state_dict.pop(name)
+
+
+def _translate_names(backbone: PyramidBackbone, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    backbone.translate_names(state_dict, prefix)
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:

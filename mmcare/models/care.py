@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..registry import MODELS
 from .base import PyramidBackbone, Stage, depthwise
-from .fold import conv_with, fold_norm_after, fold_norm_before, fold_scale_after
-from .fused import Expansion
-from .layout import laid_out_as, split
-from .recompute import Chain, chain
+from ..fast.folding import conv_with, fold_norm_after, fold_norm_before, fold_scale_after
+from ..fast.convolutions import Expansion
+from ..memory.layout import laid_out_as, split
+from ..memory.recompute import Chain, chain
 
 
 class LinearAttention(nn.Module):

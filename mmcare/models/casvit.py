@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..registry import MODELS
 from .base import NUM_STAGES, PyramidBackbone, Stage, depthwise
-from .fold import conv_with, fold_norm_after, fold_norm_before
-from .fused import Expansion, FusedConv, InParts, add_to
-from .recompute import Chain, chain, chain_and_split, recompute
+from ..fast.folding import conv_with, fold_norm_after, fold_norm_before
+from ..fast.convolutions import Expansion, FusedConv, InParts, add_to
+from ..memory.recompute import Chain, chain, chain_and_split, recompute
 
 
 class SpatialGate(nn.Module):

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import UserError
-from .stack import check_stack
+from ..errors import UserError
+from ..stack import check_stack
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -160,8 +160,8 @@ def load_config(args: argparse.Namespace, parts: Sequence[str]) -> Config:
         raise UserError(f"{args.config} has no {' and no '.join(absent)}: give a complete config")
     check_stack(needs=(cfg.default_scope,))
     if args.sample:
-        from .sample import prepare
-        from .sample.overlay import overlay_sample
+        from ..data.sample import prepare
+        from ..data.sample.overlay import overlay_sample
 
         overlay_sample(cfg, prepare())
     if args.cfg_options:
@@ -235,9 +235,9 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from .checkpoint import guard_checkpoint_loading
-    from .data_errors import name_bad_data
-    from .distributed import CpuRunner, check_processes
+    from ..checkpoints.reading import guard_checkpoint_loading
+    from ..runs.bad_data import name_bad_data
+    from ..runs.distributed import CpuRunner, check_processes
 
     on_cpus = cfg.launcher != "none" and get_device() == "cpu"
     if cfg.launcher != "none":

@@ -25,7 +25,7 @@ from mmengine.dataset import Compose
 from mmengine.runner import Runner
 from torch.nn import ModuleList
 
-from .errors import UserError
+from ..errors import UserError
 
 AnyRunner = TypeVar("AnyRunner", bound=Runner)
 

@@ -11,8 +11,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .cli import load_config, task_of
-from .errors import UserError
+from ..cli import load_config, task_of
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

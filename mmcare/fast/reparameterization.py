@@ -13,11 +13,11 @@ from mmcv.cnn import Conv2d, ConvModule
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from torch import Tensor, nn
 
-from .errors import UserError
-from .models.base import PyramidBackbone
-from .models.fold import fold_norm_after, is_foldable
-from .models.fused import FusedConv, InParts
-from .models.recompute import is_plain_conv
+from ..errors import UserError
+from ..models.base import PyramidBackbone
+from .folding import fold_norm_after, is_foldable
+from .convolutions import FusedConv, InParts
+from ..memory.recompute import is_plain_conv
 
 
 def reparameterize(model: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layout import by_rows, is_channels_last
-from .parts import Part, count_parts, part_of
+from ..memory.layout import by_rows, is_channels_last
+from ..memory.parts import Part, count_parts, part_of
 
 
 def _has_fused_convolutions() -> bool:
@@ -120,7 +120,7 @@ class InParts(nn.Module):
 class Expansion(InParts):
     """Convolutions through a hidden map, wide and made for nothing else: fc1, perhaps depth-wise ones, perhaps fc2.
 
-    Where the hidden map is large it is made in parts (:mod:`~mmcare.models.parts`), and never needs all of its memory.
+    Where the hidden map is large it is made in parts (:mod:`~mmcare.memory.parts`), and never needs all of its memory.
 
     Args:
         layers: the convolutions, each with whether GELU follows it. The last is fc2, or where ``project`` is false it

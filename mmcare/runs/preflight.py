@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import innermost_datasets
-from .errors import UserError
+from ..data.datasets import innermost_datasets
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config

@@ -29,7 +29,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..errors import UserError
 
 # Where the weights are in the files of mmcare, MMEngine, timm, DeiT and DeepSpeed trainers. MMEngine's EMAHook writes
 # the averaged weights under "state_dict" and keeps the raw ones under "ema_state_dict".
@@ -443,7 +443,7 @@ def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
 
 def _resemblance(state: Mapping[str, Tensor], misfits: Sequence[str] | None = None) -> str | None:
     """Says which published network's stages are in a file, if they are among what does not fit, None if no one's."""
-    from .models.base import PyramidBackbone  # which imports this module
+    from ..models.base import PyramidBackbone  # which imports this module
 
     if misfits is not None and not any("stages." in name for name in misfits):
         return None

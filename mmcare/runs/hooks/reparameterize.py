@@ -5,8 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
-from ..reparameterization import reparameterize
+from ...registry import HOOKS
+from ...fast.reparameterization import reparameterize
 
 
 @HOOKS.register_module()

@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine import Config
 
-from ..config import innermost_datasets
-from ..errors import UserError
+from ..datasets import innermost_datasets
+from ...errors import UserError
 from . import CLASSES, PALETTE, SEMANTIC_CLASSES, SEMANTIC_PALETTE
 
 SCALE = (128, 96)
@@ -24,7 +24,7 @@ def overlay_sample(cfg: Config, root: Path) -> None:
 
     Args:
         cfg: a detection (``default_scope`` mmdet) or segmentation (mmseg) config.
-        root: folder of the sample data, as :func:`mmcare.sample.prepare` returns it.
+        root: folder of the sample data, as :func:`mmcare.data.sample.prepare` returns it.
 
     Raises:
         UserError: the config is of another project.

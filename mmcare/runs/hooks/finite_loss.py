@@ -12,9 +12,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import list_names
-from ..errors import UserError
-from ..registry import HOOKS
+from ...checkpoints.reading import list_names
+from ...errors import UserError
+from ...registry import HOOKS
 
 
 @HOOKS.register_module()

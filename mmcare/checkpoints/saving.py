@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and checkpoints saved as such.
+"""Checkpoints that are saved whole or not at all.
 
 MMEngine writes a checkpoint in place, after it has deleted the one that must go. A process that is killed meanwhile, or
 a disk that is full, then leaves half a file under a checkpoint's name.
@@ -6,47 +6,17 @@ a disk that is full, then leaves half a file under a checkpoint's name.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
+from ..files import whole_file
+
 if TYPE_CHECKING:
     from mmengine.config import Config
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a file to write that gets its name, in place of an older one, once all of it is on the disk.
-
-    Raises:
-        OSError: it could not be written; ``filename`` is the path, and what was there is still there.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def clear_leftovers(folder: str | Path) -> list[str]:
-    """Removes what :func:`whole_file` leaves in a folder when its process is killed, and returns the files' names."""
-    leftovers = [path for path in Path(folder).glob(".*.partial") if re.fullmatch(r"\..+\.\d+\.partial", path.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return [path.name for path in leftovers]
 
 
 class _WholeFileBackend(LocalBackend):
@@ -61,7 +31,7 @@ def guard_checkpoint_saving(cfg: Config) -> None:
 
     For command lines, before they build a Runner. All that MMEngine writes to local disks in one piece, as it does
     checkpoints, is written by :func:`whole_file` from now on in this process, and the config's ``CheckpointHook``
-    becomes :class:`~mmcare.hooks.SafeCheckpointHook`, which deletes nothing before it has saved.
+    becomes :class:`~mmcare.runs.hooks.SafeCheckpointHook`, which deletes nothing before it has saved.
     """
     register_backend("local", _WholeFileBackend, force=True, prefixes="")
     FileClient.register_backend("disk", _WholeFileBackend, force=True)  # for configs with the older file_client_args

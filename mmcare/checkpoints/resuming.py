@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
-from .checkpoint import read_checkpoint
-from .errors import UserError
+from .reading import read_checkpoint
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config

@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 
-from .cli import run
-from .errors import UserError
-from .stack import check_stack
+from . import run
+from ..errors import UserError
+from ..stack import check_stack
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from ..checkpoint import check_fit, log_unused
-from ..models.base import PyramidBackbone
-from ..registry import HOOKS
+from ...checkpoints.reading import check_fit, log_unused
+from ...models.base import PyramidBackbone
+from ...registry import HOOKS
 
 
 @HOOKS.register_module()

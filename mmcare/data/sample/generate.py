@@ -31,7 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
 from .scene import CLASSES, SPLITS, Recipe, Scene, Split, draw_scene
 
 _DEFAULT_RECIPE = Recipe()

@@ -13,7 +13,7 @@ from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def check_processes(launcher: str) -> None:

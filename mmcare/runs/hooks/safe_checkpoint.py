@@ -10,15 +10,15 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
-from ..saving import clear_leftovers, whole_file
+from ...registry import HOOKS
+from ...files import clear_leftovers, whole_file
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, in another order: save, then note it in ``last_checkpoint``, then delete what must go.
 
-    The saving itself is safe with :func:`mmcare.saving.guard_checkpoint_saving`. The arguments are CheckpointHook's.
+    The saving itself is safe with :func:`mmcare.checkpoints.saving.guard_checkpoint_saving`. The arguments are CheckpointHook's.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from . import CLASSES, PALETTE, SEMANTIC_PALETTE, prepare
+from .errors import UserError
+from .data.sample import CLASSES, PALETTE, SEMANTIC_PALETTE, prepare
 
 _ROWS, _COLUMNS = 4, 6
 _CELL = 190

@@ -1,0 +1,72 @@
+"""Files that are written whole or not at all: a crash, a kill or a full disk leaves no half of one under its name."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing; it takes its name, and an older file's place, once all of it is on the disk.
+
+    Raises:
+        OSError: it could not be written; ``filename`` is the path, and what was there is still there.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: str | Path) -> list[str]:
+    """Remove what :func:`whole_file` leaves in a folder when its process is killed, and return the files' names."""
+    leftovers = [path for path in Path(folder).glob(".*.partial") if re.fullmatch(r"\..+\.\d+\.partial", path.name)]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return [path.name for path in leftovers]
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file whole, and the folders above it where they are missing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            f"{path} ({len(content) / 2**20:.1f} MiB) cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def write_picture(figure: Figure, path: str | Path) -> None:
+    """Write a matplotlib figure in the format that the path's ending names.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:], dpi=120)
+    write_file(path, content.getvalue())
