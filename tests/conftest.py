@@ -38,3 +38,17 @@ def in_process(monkeypatch, capsys):
         return status, capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def refusal(in_process):
+    """Runs a tool that has to refuse, in this process; returns the one sentence that it ends with."""
+
+    def refusal(main, name, *args):
+        status, printed = in_process(main, name, *args)
+        assert status == 2, printed.out[-2000:] + printed.err
+        last = printed.err.splitlines()[-1]
+        assert last.startswith("error: ")
+        return last.removeprefix("error: ")
+
+    return refusal

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reference
+import helpers as reference
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
@@ -23,7 +23,7 @@ from mmcare import CASViT, UserError, cli
 from mmcare.runs.hooks import CheckpointFitHook
 from mmcare.data.sample import CLASSES, SEMANTIC_CLASSES, prepare
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 HEADS = {
     "retinanet": ("detection", 80),
     "mask_rcnn": ("detection", 80),

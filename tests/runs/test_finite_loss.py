@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from tiny import DETECTOR, IN_PROCESS, ROOT
+from helpers import DETECTOR, IN_PROCESS, ROOT
 from torch import nn
 
 from mmcare import UserError

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import reference
+import helpers as reference
 import torch
 from mmengine.registry import MODELS
 from torch import nn

@@ -13,7 +13,7 @@ import mmcare  # noqa: F401  registers the backbones
 from mmcare import UserError
 from mmcare.models.care import LinearAttention
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools/get_flops.py"))
 count = TOOL["count"]
 

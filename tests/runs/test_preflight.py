@@ -9,7 +9,7 @@ from mmcare import UserError
 from mmcare.cli import config_parser
 from mmcare.runs.preflight import check_inputs
 
-CONFIG = Path(__file__).parent.parent / "configs/detection/retinanet_care_s1.py"
+CONFIG = Path(__file__).parent.parent.parent / "configs/detection/retinanet_care_s1.py"
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
-from tiny import CONFIGS, ROOT, TINY
+from helpers import CONFIGS, ROOT, TINY
 
 from mmcare import cli
 

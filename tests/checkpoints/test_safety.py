@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import Touch
+from helpers import Touch
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
 CONFIG = str(ROOT / "configs/detection/retinanet_care_s1.py")
 
 

@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
-import reference
+import helpers as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
-from reference import relative_error
+from helpers import relative_error
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

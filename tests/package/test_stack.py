@@ -10,7 +10,7 @@ import pytest
 
 from mmcare.stack import check_stack
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 COMPILE = "pip install 'setuptools>=77,<81' wheel ninja psutil && pip install --no-build-isolation"
 
 ORIGINAL = {"torch": "2.13.0+cpu", "mmengine": "0.10.7", "mmcv": "2.1.0"}

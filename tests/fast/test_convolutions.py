@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import relative_error
+from helpers import relative_error
 from test_reparameterize import assert_same, families, trained
 from torch import nn
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from tiny import CONFIGS, DETECTION, IN_PROCESS, ROOT, write_ground
+from helpers import CONFIGS, DETECTION, IN_PROCESS, ROOT, write_ground
 from torch import nn
 
 from mmcare import UserError, cli

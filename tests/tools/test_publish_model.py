@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
+import helpers as reference
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
@@ -23,7 +23,7 @@ import mmcare
 from mmcare import UserError, cli
 from mmcare.checkpoints.reading import read_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOOL = ROOT / "tools/publish_model.py"
 FORMATS = ("pth", "safetensors")
 CLASSES = ("circle", "square")

@@ -23,7 +23,7 @@ from mmcare.checkpoints.reading import read_checkpoint
 from mmcare.data.sample import prepare
 from mmcare.data.sample.overlay import overlay_sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONFIGS = {path.stem: path for path in sorted(ROOT.glob("configs/*/*_ca*_*.py"))}
 METRICS = {
     "retinanet": ["coco/bbox_mAP", "coco/bbox_AR@100"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parent.parent / "tools/analyze_logs.py"
+TOOL = Path(__file__).parent.parent.parent / "tools/analyze_logs.py"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

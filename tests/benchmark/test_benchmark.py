@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import reference
+import helpers as reference
 import torch
 import yaml
 from mmengine.registry import MODELS
-from reference import relative_error
-from tiny import DETECTOR
+from helpers import relative_error
+from helpers import DETECTOR
 from torch import nn
 
 import mmcare
@@ -33,7 +33,7 @@ from mmcare.benchmark.profiling import Kind, profile, profile_table
 from mmcare.benchmark.table import Row, read_csv, speedups, text_table, write_csv
 from mmcare.fast.convolutions import _FUSED_TYPES, Expansion
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools/benchmark.py"))
 PNG = b"\x89PNG\r\n\x1a\n"
 

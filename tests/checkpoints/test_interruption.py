@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from tiny import DETECTOR, IN_PROCESS, ROOT, SEGMENTOR
+from helpers import DETECTOR, IN_PROCESS, ROOT, SEGMENTOR
 from torch import nn
 
 from mmcare import UserError

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from tiny import IN_PROCESS, ROOT, write_ground
+from helpers import IN_PROCESS, ROOT, write_ground
 from torch import nn
 
 from mmcare import CARE, CASViT, UserError, cli

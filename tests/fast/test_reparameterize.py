@@ -9,7 +9,7 @@ from itertools import chain
 from typing import ClassVar
 
 import pytest
-import reference
+import helpers as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,9 +19,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from reference import relative_error
-from tiny import CONFIGS, DETECTOR, SEGMENTOR
-from tiny import TINY as TINY_CARE
+from helpers import relative_error
+from helpers import CONFIGS, DETECTOR, SEGMENTOR
+from helpers import TINY as TINY_CARE
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmcare.data.sample.overlay import overlay_sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 MODELS_BY_TASK = {"detection": ("retinanet", "mask_rcnn"), "segmentation": ("semantic_fpn", "upernet")}
 BACKBONES = {
     "care_s0": ("mmcare.CARE", "checkpoints/CARETrans_S0.pth.tar", [32, 64, 128, 1024], 0.0),

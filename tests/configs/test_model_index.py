@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools/get_flops.py"))
 METAFILES = ("configs/metafile_care.yml", "configs/metafile_casvit.yml")
 PAPERS = {"CARE": "https://arxiv.org/abs/2411.16170", "CAS-ViT": "https://arxiv.org/abs/2408.03703"}

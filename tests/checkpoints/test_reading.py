@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import reference
+import helpers as reference
 import torch
-from hostile import Touch
+from helpers import Touch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from mmcare.stack import BUILD_TOOLS, FAMILIES, TORCH
 from mmcare.version import __version__
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def read_requirements(name: str) -> dict[str, Requirement]:

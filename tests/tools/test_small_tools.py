@@ -15,7 +15,7 @@ from mmcare import cli
 from mmcare.data.sample import SEMANTIC_PALETTE, prepare
 from mmcare.data.sample.overlay import overlay_sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs"
 DETECTION = CONFIGS / "detection/mask_rcnn_care_s1.py"
 SEGMENTATION = CONFIGS / "segmentation/upernet_casvit_xs.py"

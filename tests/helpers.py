@@ -1,0 +1,175 @@
+"""What tests share: the authors' networks as data, tiny models and data sets, a hostile object, ways to run a tool.
+
+``data/reference/*.json`` lists each parameter and buffer of the authors' released networks with its shape, ``*.npz``
+what their code returned in float64 for the weights of :func:`weights` and the input of :func:`image`.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcare.data.sample import prepare
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+
+# -- running a tool ----------------------------------------------------------------------------------------------------
+
+
+def load_tool(name: str) -> ModuleType:
+    """The module of ``tools/<name>.py``."""
+    return load_module(ROOT / f"tools/{name}.py")
+
+
+def load_module(path: Path) -> ModuleType:
+    """The module in a file, whatever it is called."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}_{len(path.parts)}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name: str, *args: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a tool as a user does, in a process of its own and without a screen."""
+    # One thread each: on a small machine several that wait for each other take longer.
+    kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, ROOT / f"tools/{name}.py", *map(str, args)]
+    env = {**kept, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> str:
+    """What a process that had to succeed printed on standard output."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+# -- the authors' networks ---------------------------------------------------------------------------------------------
+
+DATA = Path(__file__).parent / "data" / "reference"
+ARCHS = [("CARE", arch) for arch in ("s0", "s1", "s2")] + [("CASViT", arch) for arch in ("xs", "s", "m", "t")]
+SIZE = (64, 96)
+
+
+def weights(family: str, arch: str, kind: str) -> dict[str, Tensor]:
+    """What a file of the authors' holds, by their names; ``kind`` is classifier or, for CAS-ViT, pyramid."""
+    names = json.loads((DATA / f"{family.lower()}_{arch}.json").read_text())[kind]
+    return {name: _weight(name, tuple(shape)) for name, shape in names.items()}
+
+
+def backbone_weights(family: str, arch: str) -> dict[str, Tensor]:
+    """The backbone's part of the weights, in the authors' names: everything that the expected outputs depend on."""
+    return weights(family, arch, "classifier" if family == "CARE" else "pyramid")
+
+
+def expected(family: str, arch: str) -> list[Tensor]:
+    """The authors' outputs of the four stages for :func:`image`."""
+    with np.load(DATA / f"{family.lower()}_{arch}_{SIZE[0]}x{SIZE[1]}.npz") as outputs:
+        return [torch.from_numpy(outputs[f"stage{i}"]) for i in range(1, 5)]
+
+
+def image() -> Tensor:
+    """The input the outputs were measured with, (1, 3, 64, 96)."""
+    values = np.random.RandomState(SIZE[0] * 10000 + SIZE[1]).standard_normal((1, 3, *SIZE))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def relative_error(output: Tensor, wanted: Tensor) -> float:
+    """‖output − wanted‖ / ‖wanted‖, computed in float64."""
+    return float((output.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return torch.zeros((), dtype=torch.int64)
+    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if leaf == "running_var":
+        value = np.exp(0.2 * z)
+    elif leaf in ("running_mean", "bias"):
+        value = 0.1 * z
+    elif leaf == "gamma":
+        value = 0.3 + 0.1 * z
+    elif len(shape) == 1:
+        value = 1 + 0.1 * z
+    else:
+        value = 0.5 * z / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(value.astype(np.float32))
+
+
+# -- tiny models, and eight images for them to learn by heart ----------------------------------------------------------
+
+DETECTION = CONFIGS / "detection/retinanet_care_s1.py"
+TINY = "depths=(1, 1, 1, 1), memory_channels=(8, 8, 16, 32), ratios=((1, 1), (1, 1), (1, 1), (1, 1))"
+SEGMENTOR = f"""
+_base_ = [
+    "{CONFIGS}/_base_/models/semantic_fpn.py",
+    "{CONFIGS}/_base_/datasets/ade20k_512x512.py",
+    "{CONFIGS}/_base_/schedules/segmentation_40k.py",
+    "{CONFIGS}/_base_/runtime/segmentation.py",
+]
+model = dict(
+    backbone=dict(type="mmcare.CARE", arch=dict({TINY})),
+    neck=dict(in_channels=[32, 32, 64, 128], out_channels=32),
+    decode_head=dict(in_channels=[32, 32, 32, 32], channels=16),
+)
+"""
+DETECTOR = f"""
+_base_ = ["{DETECTION}"]
+model = dict(
+    backbone=dict(arch=dict({TINY}, _delete_=True)),
+    neck=dict(in_channels=[32, 32, 64, 128], out_channels=32),
+    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1),
+)
+"""
+IN_PROCESS = [
+    f"{split}_dataloader.{setting}"
+    for split in ("train", "val", "test")
+    for setting in ("num_workers=0", "persistent_workers=False")
+]
+"""Settings with which the data is read without worker processes."""
+
+
+def write_ground(folder):
+    """Puts the sample data, ``detector.py``, ``segmentor.py`` and the annotations of eight training images in a folder.
+
+    Returns:
+        Options with which the detector, and with ``--sample``, is trained for 40 epochs and tested on the eight.
+    """
+    data = prepare(folder / "data/sample")
+    coco = json.loads((data / "coco/annotations/instances_train2017.json").read_text())
+    coco["images"] = coco["images"][:8]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [mark for mark in coco["annotations"] if mark["image_id"] in kept]
+    (folder / "eight.json").write_text(json.dumps(coco))
+    (folder / "detector.py").write_text(DETECTOR)
+    (folder / "segmentor.py").write_text(SEGMENTOR)
+    by_heart = [
+        *(f"{split}_dataloader.dataset.ann_file={folder}/eight.json" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.dataset.data_prefix.img=train2017/" for split in ("val", "test")),
+        *(f"{split}_evaluator.ann_file={folder}/eight.json" for split in ("val", "test")),
+    ]
+    schedule = ["param_scheduler=None", "optim_wrapper.optimizer.lr=3e-3", "train_cfg.val_interval=40"]
+    return ["--cfg-options", *IN_PROCESS, *by_heart, *schedule, "default_hooks.checkpoint.interval=40"]
+
+
+# -- what a checkpoint may hold that must never come to life -----------------------------------------------------------
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
