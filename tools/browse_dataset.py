@@ -8,9 +8,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmcare.cli import config_parser, load_config, run
+from mmcare.cli import config_parser, read_config, run
 from mmcare.errors import UserError
-from mmcare.runs.preflight import check_inputs
+from mmcare.runs import check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,7 +31,7 @@ def parse_args() -> Namespace:
 def main() -> None:
     args = parse_args()
     check_outlet(args)
-    cfg = load_config(args, parts=("train_dataloader", "visualizer"))
+    cfg = read_config(args, parts=("train_dataloader", "visualizer"))
     check_inputs(cfg, splits=("train",), weights=False)
     browse(cfg, args)
 

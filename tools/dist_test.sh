@@ -10,5 +10,5 @@ fi
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="${tools%/tools}${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m mmcare.launch --nproc-per-node="$3" \
+exec "${PYTHON:-python}" -m mmcare.cli.launch --nproc-per-node="$3" \
     "$tools/test.py" "$1" "$2" --launcher pytorch "${@:4}"

@@ -10,5 +10,5 @@ fi
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="${tools%/tools}${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m mmcare.launch --nproc-per-node="$2" \
+exec "${PYTHON:-python}" -m mmcare.cli.launch --nproc-per-node="$2" \
     "$tools/train.py" "$1" --launcher pytorch "${@:3}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from mmcare.cli import Parser, add_cfg_options, run
+from mmcare.cli import Parser, add_cfg_options, parse_cfg_options, run
 from mmcare.benchmark.counting import add_shape, build, count, padded_shape
 from mmcare.stack import check_stack
 
@@ -23,7 +23,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    model, shape = build(args.model, args.cfg_options)
+    model, shape = build(args.model, parse_cfg_options(args.cfg_options))
     shape = args.shape or shape
     rows = count(model, *shape)
     padded = padded_shape(model, *shape)

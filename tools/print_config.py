@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from mmcare.cli import config_parser, load_config, run
+from mmcare.cli import config_parser, read_config, run
 from mmcare.errors import UserError
 
 FORMATS = (".py", ".json", ".yml", ".yaml")
@@ -22,7 +22,7 @@ def main() -> None:
     path = args.save_path
     if path and path.suffix not in FORMATS:
         raise UserError(f"--save-path writes {', '.join(FORMATS)}: give a name that ends so instead of {path}")
-    cfg = load_config(args, parts=())
+    cfg = read_config(args, parts=())
     print(cfg.pretty_text)
     if path:
         try:

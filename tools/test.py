@@ -6,10 +6,10 @@ from argparse import Namespace
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser, task_of
-from mmcare.data.datasets import innermost_datasets
+from mmcare.cli import read_run_config, run, run_parser
+from mmcare.data import innermost_datasets
 from mmcare.errors import UserError
-from mmcare.runs.preflight import check_inputs
+from mmcare.runs import build_runner, check_checkpoint, check_inputs, task_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +37,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_run_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
+    cfg = read_run_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
     detection = task_of(cfg) == "detection"
     if args.show or args.show_dir:
         visualize(cfg, args, detection)

@@ -9,9 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmcare.cli import build_runner, check_checkpoint, load_run_config, run, run_parser
+from mmcare.cli import read_run_config, run, run_parser
 from mmcare.errors import UserError
-from mmcare.runs.preflight import check_inputs
+from mmcare.runs import build_runner, check_checkpoint, check_inputs
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +37,7 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_run_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
+    cfg = read_run_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     if args.auto_scale_lr:
         scale_lr(cfg)
     if args.resume:

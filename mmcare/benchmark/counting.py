@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..cli import load_config, task_of
 from ..errors import UserError
+from ..runs import load_config, task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +54,7 @@ def build(name: str, cfg_options: dict[str, Any] | None = None) -> tuple[nn.Modu
     from mmengine.registry import MODELS, init_default_scope
 
     if name.endswith(".py"):
-        cfg = load_config(Namespace(config=name, sample=False, cfg_options=cfg_options), parts=("model",))
+        cfg = load_config(name, parts=("model",), cfg_options=cfg_options)
         init_default_scope(cfg.default_scope)
         model = MODELS.build(cfg.model)
         model.eval()  # not in one expression, as some frameworks' train() returns nothing

@@ -1,4 +1,4 @@
-"""torchrun for the tools: ``python -m mmcare.launch --nproc-per-node=2 tools/train.py CONFIG --launcher pytorch``.
+"""torchrun for the tools: ``python -m mmcare.cli.launch --nproc-per-node=2 tools/train.py CONFIG --launcher pytorch``.
 
 The options are torchrun's, and the environment variables MMDetection's. Where a process of the run has told what is
 wrong, torchrun adds a report and a stack trace of its own; here the sentence stays the last word.
@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 
-from . import run
 from ..errors import UserError
 from ..stack import check_stack
+from .running import run
 
 
 def main() -> None:

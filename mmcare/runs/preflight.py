@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.datasets import innermost_datasets
+from ..data import innermost_datasets
 from ..errors import UserError
 
 if TYPE_CHECKING:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine import Config
-
-from ..datasets import innermost_datasets
 from ...errors import UserError
-from . import CLASSES, PALETTE, SEMANTIC_CLASSES, SEMANTIC_PALETTE
+from ..datasets import innermost_datasets
+from .palettes import PALETTE, SEMANTIC_PALETTE
+from .scene import CLASSES, SEMANTIC_CLASSES
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 SCALE = (128, 96)
 """Bounds of an image's long and short side after resizing, in pixels."""
