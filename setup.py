@@ -14,7 +14,7 @@ def version() -> str:
 
 def requirements(name: str) -> list[str]:
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in lines if line and not line.startswith(("#", "-r"))]
 
 
 setup(
@@ -40,7 +40,7 @@ setup(
     packages=find_packages(include=["mmcare", "mmcare.*"]),
     # No mm package here: each exists as two distributions that overwrite each other, and only the user knows which of
     # them is installed. `python -m mmcare.stack` examines what is there.
-    install_requires=["torch>=2.6", "numpy", "packaging", "safetensors"],
+    install_requires=["torch>=2.6", "numpy", "packaging", "safetensors", "tabulate>=0.9"],
     extras_require={
         # mmdet 3.3 and mmsegmentation 1.2 refuse mmcv 2.2.
         "original": [
@@ -57,6 +57,6 @@ setup(
             "onedl-mmdetection>=3.5.1,<3.6",
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
-        "test": requirements("test"),
+        "test": [*requirements("test"), *requirements("lint")],
     },
 )
