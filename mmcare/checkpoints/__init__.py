@@ -1,0 +1,22 @@
+"""Every way in for weights: reading files safely, fitting them to a model, and saving and resuming trainings."""
+
+from .fitting import fit_weights, list_names, unwrapped
+from .loading import PretrainedBackbone, load_checkpoint, make_loading_safe
+from .reading import read_checkpoint
+from .resuming import choose_checkpoint
+from .saving import guard_checkpoint_saving
+from .selecting import is_ema_copy, select_weights
+
+__all__ = [
+    "PretrainedBackbone",
+    "choose_checkpoint",
+    "fit_weights",
+    "guard_checkpoint_saving",
+    "is_ema_copy",
+    "list_names",
+    "load_checkpoint",
+    "make_loading_safe",
+    "read_checkpoint",
+    "select_weights",
+    "unwrapped",
+]

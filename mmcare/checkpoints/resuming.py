@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
-from .reading import read_checkpoint
 from ..errors import UserError
+from .reading import read_checkpoint
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -19,7 +19,7 @@ _POINTER = "last_checkpoint"
 
 
 def choose_checkpoint(cfg: Config) -> tuple[str | None, str | None]:
-    """Settles which checkpoint a config with ``resume=True`` goes on from.
+    """Return which checkpoint a config with ``resume=True`` goes on from.
 
     That is the one that it names in ``load_from``, or else the newest one in the work folder that is whole. A config
     without a random seed gets the checkpoint's, in place, as the samplers order the training images by it.
@@ -56,7 +56,7 @@ def choose_checkpoint(cfg: Config) -> tuple[str | None, str | None]:
 
 
 def find_damage(path: str | Path) -> str | None:
-    """Why a file that ``torch.save`` wrote is not whole, None if it is.
+    """Return why a file that ``torch.save`` wrote is not whole, None if it is.
 
     All of it is read and its checksums are compared, which torch does not do.
     """
@@ -69,7 +69,7 @@ def find_damage(path: str | Path) -> str | None:
 
 
 def _newest_whole(cfg: Config, pointer: Path, name: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, None where there are none, and what is wrong with what would have come first."""
+    """Return the checkpoint to resume from, None where there are none, and what is wrong with those before it."""
     faults = []
     named = None
     if name:
@@ -92,7 +92,7 @@ def _newest_whole(cfg: Config, pointer: Path, name: str | None) -> tuple[Path | 
 
 
 def _newest_first(cfg: Config, pointer: Path, named: Path | None) -> list[Path]:
-    """The checkpoints to try, by the number in their names: the one that ``last_checkpoint`` names, then those before.
+    """Return the checkpoints to try: the one that ``last_checkpoint`` names, then those with lower numbers.
 
     Ahead of them comes what was saved after ``last_checkpoint`` was written, by a process that was killed in between.
     Other higher numbers are of a training that was given up when an earlier checkpoint was resumed from.
@@ -111,13 +111,13 @@ def _newest_first(cfg: Config, pointer: Path, named: Path | None) -> list[Path]:
 
 
 def _folder(cfg: Config) -> Path:
-    """Where CheckpointHook saves: in the work folder, or in one of its name elsewhere."""
+    """Return where CheckpointHook saves: in the work folder, or in one of its name elsewhere."""
     out_dir = ((cfg.get("default_hooks") or {}).get("checkpoint") or {}).get("out_dir")
     return Path(out_dir) / Path(cfg.work_dir).name if out_dir else Path(cfg.work_dir)
 
 
 def _check_state(checkpoint: dict[str, Any], path: str | Path, cfg: Config) -> None:
-    """Refuses a checkpoint without all that MMEngine needs to go on, some of which it would silently start anew."""
+    """Refuse a checkpoint without all that MMEngine needs to go on, some of which it would silently start anew."""
     meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), dict) else {}
     instead = f"start from its weights instead, without --resume and with --cfg-options load_from={path}"
     if "optimizer" in checkpoint and "message_hub" not in checkpoint:

@@ -27,11 +27,15 @@ class _WholeFileBackend(LocalBackend):
 
 
 def guard_checkpoint_saving(cfg: Config) -> None:
-    """Makes a training's checkpoints survive a kill and a full disk, whatever happens to the one being saved.
+    """Make a training's checkpoints survive a kill and a full disk, whatever happens to the one being saved.
 
     For command lines, before they build a Runner. All that MMEngine writes to local disks in one piece, as it does
-    checkpoints, is written by :func:`whole_file` from now on in this process, and the config's ``CheckpointHook``
-    becomes :class:`~mmcare.runs.hooks.SafeCheckpointHook`, which deletes nothing before it has saved.
+    checkpoints, is written by :func:`~mmcare.files.whole_file` from now on in this process, and the config's
+    ``CheckpointHook`` becomes :class:`~mmcare.runs.hooks.SafeCheckpointHook`, which deletes nothing before it has
+    saved.
+
+    Args:
+        cfg: the config, which is changed in place.
     """
     register_backend("local", _WholeFileBackend, force=True, prefixes="")
     FileClient.register_backend("disk", _WholeFileBackend, force=True)  # for configs with the older file_client_args
@@ -42,7 +46,7 @@ def guard_checkpoint_saving(cfg: Config) -> None:
 
 
 def _is_mmengines(hook_type: str | type) -> bool:
-    """Whether a type is MMEngine's CheckpointHook, by any of its names or, in a pure Python config, as the class."""
+    """Return whether a type is MMEngine's CheckpointHook: by one of its names or, in a pure Python config, itself."""
     if isinstance(hook_type, str):
         return re.fullmatch(r"(mmengine\.(\w+\.)*)?CheckpointHook", hook_type) is not None
     return hook_type is CheckpointHook

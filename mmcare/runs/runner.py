@@ -37,7 +37,7 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from ..checkpoints.reading import guard_checkpoint_loading
+    from ..checkpoints import make_loading_safe
     from .bad_data import name_bad_data
     from .distributed import CpuRunner, check_processes
 
@@ -53,7 +53,7 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"the work folder {cfg.work_dir} cannot be made: {error.strerror}") from error
-    guard_checkpoint_loading()
+    make_loading_safe()
     fit = dict(type="mmcare.CheckpointFitHook", require_all=require_all)
     # A config that an earlier run wrote to its work folder has that run's hook already.
     others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != fit["type"]]

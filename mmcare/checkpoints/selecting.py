@@ -1,0 +1,86 @@
+"""Which of a checkpoint's entries are the weights: raw or averaged, of any known trainer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+
+# Where the weights are in the files of mmcare, MMEngine, timm, DeiT and DeepSpeed trainers. MMEngine's EMAHook writes
+# the averaged weights under "state_dict" and keeps the raw ones under "ema_state_dict".
+RAW_KEYS = ("state_dict", "model", "module")
+AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema")
+_MMENGINE_EMA_KEY = "ema_state_dict"
+
+
+def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Return the named weights in a checkpoint of any known format.
+
+    Args:
+        checkpoint: what :func:`read_checkpoint` returned.
+        weights: ``"ema"`` for the averaged weights, ``"raw"`` for those that were trained, None for the ones that the
+            file's trainer evaluates: the file's main entry, averaged only if MMEngine's EMAHook wrote it or if it is
+            the only one.
+
+    Returns:
+        The weights by name, without a ``module.`` prefix, and a phrase that says which entry they are.
+
+    Raises:
+        UserError: the file does not have the weights asked for, or none at all.
+    """
+    if weights not in (None, "ema", "raw"):
+        raise UserError(f'weights={weights!r} is not possible: choose "ema", "raw" or None')
+    entries = _weight_entries(checkpoint)
+    if not entries:
+        raise UserError(
+            "the checkpoint holds no named weights: none of its entries is one of "
+            f"{', '.join((*RAW_KEYS, *AVERAGED_KEYS))} or a tensor"
+        )
+    kinds = [kind for kind, _ in entries.values()]
+    if weights is not None and weights not in kinds:
+        has, asked = ("raw", "averaged (EMA)") if weights == "ema" else ("averaged (EMA)", "raw")
+        raise UserError(f"the checkpoint has no {asked} weights, only {has} ones under {', '.join(map(repr, entries))}")
+    key = next(key for key, (kind, _) in entries.items() if weights in (None, kind))
+    kind, state = entries[key]
+    where = f"the {'averaged (EMA)' if kind == 'ema' else 'raw'} weights" + (f" under {key!r}" if key else "")
+    if key == _MMENGINE_EMA_KEY:  # whose averaging counts its steps among the weights
+        state = {name: value for name, value in state.items() if name != "steps"}
+    others = [repr(other) for other in entries if other != key]
+    if others:
+        where += f' (the file also has {", ".join(others)}: choose with weights="ema" or weights="raw")'
+    return _without_module_prefix(state), where
+
+
+def is_ema_copy(name: str) -> bool:
+    """Return whether a name is of mmcv 1.x's EMAHook's second copy: ema_neck_conv_weight beside neck.conv.weight.
+
+    The hook swaps the two around saving, so that the averaged weights are under the plain names.
+    """
+    return re.fullmatch(r"ema_\w+", name) is not None
+
+
+def _weight_entries(checkpoint: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Return each entry that holds weights, main entry first, with its kind."""
+    swapped = _is_state_dict(checkpoint.get(_MMENGINE_EMA_KEY))
+    entries = {key: "ema" if swapped and key == "state_dict" else "raw" for key in RAW_KEYS}
+    entries |= dict.fromkeys(AVERAGED_KEYS, "ema") | {_MMENGINE_EMA_KEY: "raw"}
+    found = {key: (kind, checkpoint[key]) for key, kind in entries.items() if _is_state_dict(checkpoint.get(key))}
+    if not found and _is_state_dict(checkpoint):
+        found = {"": ("raw", checkpoint)}
+    return found
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(_is_weight(*item) for item in value.items())
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _without_module_prefix(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {re.sub(r"^(module\.)+", "", item[0]): item[1] for item in state.items() if _is_weight(*item)}
