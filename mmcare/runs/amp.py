@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..registry import OPTIM_WRAPPERS
 
+
+@OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """Runs the forward pass of training in bfloat16 on the CPU, where MMEngine's AmpOptimWrapper refuses to start.
+    """Run the forward pass of training in bfloat16 on the CPU, where MMEngine's AmpOptimWrapper refuses to start.
 
     Between the model's parts (backbone, neck, heads) everything is float32, as mmcv's compiled operators, such as RoI
     align and non-maximum suppression, know no bfloat16. There is no loss scaling: bfloat16 has float32's range, so
@@ -22,6 +27,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward passes within in bfloat16."""
         parts = (model.module if is_model_wrapper(model) else model).children()
         hooks = [part.register_forward_hook(lambda part, inputs, outputs: _in_float32(outputs)) for part in parts]
         try:
@@ -33,8 +39,16 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def _in_float32(outputs: Any) -> Any:
+    """Return what a part returned with float32 in place of bfloat16, at any depth."""
     if isinstance(outputs, Tensor):
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    if isinstance(outputs, MutableMapping):
+        converted = copy(outputs)
+        converted.update({key: _in_float32(value) for key, value in outputs.items()})
+        return converted
     if isinstance(outputs, (tuple, list)):
-        return type(outputs)(map(_in_float32, outputs))
+        values = map(_in_float32, outputs)
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)  # a namedtuple has them
+    if isinstance(outputs, BaseDataElement):
+        return outputs.new(**{key: _in_float32(value) for key, value in outputs.items()})
     return outputs
