@@ -1,4 +1,4 @@
-"""Ends a training whose loss is not a number any more."""
+"""Ending a training whose loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
-from ...checkpoints.reading import list_names
+from ...checkpoints import list_names
 from ...errors import UserError
 from ...registry import HOOKS
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Ends a training at the first loss that is infinite or not a number, before a step is taken with it.
+    """End a training at the first loss that is infinite or not a number, before a step is taken with it.
 
     MMEngine's CheckInvalidLossHook looks every 50 iterations, after the step. Gradients are not looked at: dynamic loss
-    scaling makes infinite ones, and skips their steps by itself. Where finite losses have spoiled the weights all the
-    same, these are kept out of checkpoints.
+    scaling makes infinite ones, and skips their steps by itself. Where finite losses have spoiled the weights, or a
+    batch norm's running statistics, all the same, these are kept out of checkpoints.
     """
 
+    _infinite_at_start: frozenset[str] = frozenset()
+
     def before_train(self, runner: Runner) -> None:
-        """Watches what the model's forward pass returns, which is also there in distributed and compiled training."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        """Watch what the model's forward pass returns, which is also there in distributed and compiled training."""
+        model = _unwrapped(runner.model)
+        # Such as an attention mask, which a module may keep as a buffer
+        self._infinite_at_start = frozenset(_not_finite(model)) & {name for name, _ in model.named_buffers()}
         self._watch = model.register_forward_hook(partial(self._check, runner), with_kwargs=True)
 
     def after_train(self, runner: Runner) -> None:
-        """Leaves the model as it was: it may be copied, which a Runner cannot be."""
+        """Leave the model as it was: it may be copied, which a Runner cannot be."""
         self._watch.remove()
 
     def _check(self, runner: Runner, model: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> None:
@@ -55,11 +59,21 @@ class FiniteLossHook(Hook):
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError where a weight is not finite."""
-        bad = [name for name, weight in runner.model.named_parameters() if not weight.isfinite().all()]
+        """Raise UserError where a weight, or a batch norm's statistic, is not finite."""
+        bad = [name for name in _not_finite(_unwrapped(runner.model)) if name not in self._infinite_at_start]
         if bad:
             raise UserError(
-                f"after iteration {checkpoint['meta']['iter']} {len(bad)} of the weights are not finite "
+                f"after iteration {checkpoint['meta']['iter']} {len(bad)} of the weights and statistics are not finite "
                 f"({list_names(bad, 3)}), so they were not saved: lower the learning rate, and continue from the last "
                 "checkpoint with --resume"
             )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    """Return the names of those of the parameters and buffers that a checkpoint holds which are not finite."""
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return [name for name, value in state.items() if not value.isfinite().all()]
