@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from datetime import timedelta
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from .launchers import LAUNCHERS
 
 
 def check_processes(launcher: str) -> None:
-    """Makes sure that this machine has what the processes started on it need.
+    """Make sure that this machine has what the processes started on it need.
 
     Args:
         launcher: what started them, ``"pytorch"``, ``"slurm"`` or ``"mpi"``, with their rank on this machine in the
@@ -48,13 +51,13 @@ class CpuRunner(Runner):
     """MMEngine's Runner for several processes on CPUs, which gloo connects: MMEngine's own takes GPUs for granted."""
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        env_cfg = {**env_cfg, "dist_cfg": {**(env_cfg.get("dist_cfg") or {}), "backend": "gloo"}}
-        # All the rest of how MMEngine connects the processes of each launcher is right without a GPU too.
-        with patch("torch.cuda.set_device"):
-            super().setup_env(env_cfg)
+        """Connect the processes, which MMEngine leaves as they are if they are connected, then do as MMEngine does."""
+        if self.distributed and not is_distributed():
+            connect_by_gloo(self.launcher, env_cfg.get("dist_cfg") or {})
+        super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wraps the model as MMEngine does, but for two things: no GPU's number, and no batch norm that needs one."""
+        """Wrap the model as MMEngine does, but for two things: no GPU's number, and no batch norm that needs one."""
         self.logger.info(f"No GPU that torch can use: {self.world_size} processes, connected by gloo, run on the CPU.")
         if self.cfg.get("sync_bn") or any(type(part).__name__ == "SyncBatchNorm" for part in model.modules()):
             self.logger.warning("SyncBN needs GPUs: batch norms see the images of their own process only.")
@@ -63,3 +66,34 @@ class CpuRunner(Runner):
         return MODEL_WRAPPERS.build(
             {"type": "MMDistributedDataParallel", **wrapper}, default_args=dict(module=revert_sync_batchnorm(model))
         )
+
+
+def connect_by_gloo(launcher: str, dist_cfg: dict[str, Any]) -> None:
+    """Connect this process with the others of its run.
+
+    As with MMEngine, torchrun sets all the variables that this takes, and the other launchers tell them under names of
+    their own. ``MASTER_PORT`` is 29500 where nobody sets it, and on Slurm ``MASTER_ADDR`` is the first machine.
+
+    Args:
+        launcher: what started the process, one of :data:`~mmcare.runs.launchers.LAUNCHERS`.
+        dist_cfg: the config's ``env_cfg.dist_cfg``. What chooses among the ways to connect GPUs has no meaning here;
+            ``timeout`` is in seconds.
+    """
+    variables = LAUNCHERS[launcher]
+    settings = {key: value for key, value in dist_cfg.items() if key not in ("backend", "init_backend", "port")}
+    if settings.get("timeout") is not None:
+        settings["timeout"] = timedelta(seconds=settings["timeout"])
+    if launcher == "slurm":
+        if "port" in dist_cfg:
+            os.environ["MASTER_PORT"] = str(dist_cfg["port"])
+        if "MASTER_ADDR" not in os.environ:
+            os.environ["MASTER_ADDR"] = _first_machine(os.environ["SLURM_NODELIST"])
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = os.environ[variables.rank], os.environ[variables.world_size]
+    torch.distributed.init_process_group("gloo", **settings)
+
+
+def _first_machine(machines: str) -> str:
+    """Return the first of the machines in Slurm's short form of a list, such as ``node[3-5,8]``."""
+    done = subprocess.run(["scontrol", "show", "hostname", machines], capture_output=True, text=True, check=True)
+    return done.stdout.split()[0]

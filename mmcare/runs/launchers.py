@@ -21,8 +21,6 @@ class Launcher:
 LAUNCHERS = {
     "pytorch": Launcher("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "slurm": Launcher("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    "mpi": Launcher(
-        "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"
-    ),
+    "mpi": Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
 """The launchers by the name that MMEngine has for them."""

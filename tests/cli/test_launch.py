@@ -1,0 +1,61 @@
+"""``python -m mmcare.cli.launch``: torchrun that leaves a tool's sentence the last word."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from mmcare.cli import launch
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def command(processes, program, *args):
+    return [sys.executable, "-m", "mmcare.cli.launch", f"--nproc-per-node={processes}", program, *args]
+
+
+def test_a_mistake_is_told_once_and_last():
+    args = [ROOT / "tools/train.py", "nowhere.py", "--launcher", "pytorch"]
+    done = subprocess.run(command(2, *args), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch("error: there is no config nowhere.py.*\n", done.stderr)
+
+
+def test_a_crash_keeps_its_trace_and_torchruns_report(tmp_path):
+    (tmp_path / "crash.py").write_text("1 / 0")
+    done = subprocess.run(command(1, "crash.py"), capture_output=True, text=True)
+    assert done.returncode == 1
+    trace, _, report = done.stderr.partition("ZeroDivisionError")
+    assert trace.count("Traceback") == 1
+    assert "crash.py" in report
+    assert "Traceback" not in report  # torchrun's own
+
+
+def test_two_machines_find_each_other(tmp_path):
+    (tmp_path / "say.py").write_text("import os; print('{RANK} {WORLD_SIZE}\\n'.format(**os.environ), end='')")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        where = dict(os.environ, NNODES="2", MASTER_ADDR="127.0.0.1", PORT=str(listener.getsockname()[1]))
+    machines = [
+        subprocess.Popen(command(2, "say.py"), env=dict(where, NODE_RANK=rank), stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    said = [machine.communicate()[0].splitlines() for machine in machines]
+    assert [sorted(lines) for lines in said] == [["0 4", "1 4"], ["2 4", "3 4"]]
+
+
+def test_a_number_of_machines_that_is_none(monkeypatch, refusal):
+    monkeypatch.setenv("NNODES", "two")
+    assert refusal(launch.main, "launch") == "NNODES=two is not possible: give a whole number"
