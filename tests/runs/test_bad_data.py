@@ -1,24 +1,21 @@
 """Odd data through tools/train.py and tools/test.py: what MMDetection accepts is accepted, the rest refused by name."""
 
-import importlib.util
 import json
 import math
 import pickle
 import re
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import CONFIGS, TINY, load_tool, run_tool
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
-from helpers import CONFIGS, ROOT, TINY
 
-from mmcare import cli
+from mmcare.runs import LAUNCHERS
 
 HEADS = ["retinanet", "mask_rcnn", "semantic_fpn", "upernet"]
 DETECTORS, SEGMENTORS = HEADS[:2], HEADS[2:]
@@ -94,14 +91,7 @@ SMALL = {  # of the images after resizing
 SQUARE = [[10, 10, 40, 10, 40, 40, 10, 40]]
 
 
-def load_module(path):
-    spec = importlib.util.spec_from_file_location(f"odd_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tools = {name: load_module(ROOT / f"tools/{name}.py") for name in ("train", "test")}
+tools = {name: load_tool(name) for name in ("train", "test")}
 
 
 def task(head):
@@ -189,10 +179,6 @@ class Ground:
         work_dir = ["--work-dir", str(self.folder / "work")]
         return [str(self.config), *map(str, checkpoint), *work_dir, "--cfg-options", *SMALL[task(self.head)], *options]
 
-    def run(self, monkeypatch, tool, *options, checkpoint=(), extra=()):
-        monkeypatch.setattr(sys, "argv", ["tool", *self.arguments(*options, checkpoint=checkpoint), *extra])
-        cli.run(tools[tool].main)
-
     def dataset(self, split="train"):
         cfg = Config.fromfile(self.config)
         self.arguments()
@@ -203,9 +189,31 @@ class Ground:
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for _, rank in cli._LAUNCHERS.values():
-        monkeypatch.delenv(rank, raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for launcher in LAUNCHERS.values():
+        monkeypatch.delenv(launcher.rank, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it: whatever they set is undone with this
+
+
+@pytest.fixture
+def run(in_process):
+    """Runs a tool that has to succeed on a data set."""
+
+    def run(ground, tool, *options, checkpoint=(), extra=()):
+        status, printed = in_process(tools[tool].main, tool, *ground.arguments(*options, checkpoint=checkpoint), *extra)
+        assert status == 0, printed.out[-2000:] + printed.err
+
+    return run
+
+
+@pytest.fixture
+def refuse(refusal):
+    """Runs a tool that has to refuse its data, and returns its sentence."""
+
+    def refuse(ground, tool, *options):
+        checkpoint = [ground.checkpoint()] if tool == "test" else []
+        return refusal(tools[tool].main, tool, *ground.arguments(*options, checkpoint=checkpoint))
+
+    return refuse
 
 
 def losses(work_dir):
@@ -214,7 +222,7 @@ def losses(work_dir):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_kind_of_image_is_trained_and_tested_on(monkeypatch, tmp_path, head):
+def test_every_kind_of_image_is_trained_and_tested_on(tmp_path, run, head):
     ground = Ground(tmp_path / "data", head, [name for name in images() if head in DETECTORS or name != "pixel.png"])
     marks = ground.coco["annotations"]
     if head in DETECTORS:
@@ -222,25 +230,25 @@ def test_every_kind_of_image_is_trained_and_tested_on(monkeypatch, tmp_path, hea
         for index, (x, y, width, height) in strips.items():
             corners = [[x, y, x + width, y, x + width, y + height, x, y + height]]
             marks[index] = mark(index, (x, y, width, height), segmentation=corners)
-    ground.run(monkeypatch, "train", "default_hooks.logger.interval=1")
+    run(ground, "train", "default_hooks.logger.interval=1")
     assert losses(ground.folder / "work")
     assert all(map(math.isfinite, losses(ground.folder / "work")))
     [checkpoint] = (ground.folder / "work").glob("*_[0-9].pth")
     out = ["--out", str(tmp_path / "out.pkl")] if head in DETECTORS else []
-    ground.run(monkeypatch, "test", checkpoint=[checkpoint], extra=out)
+    run(ground, "test", checkpoint=[checkpoint], extra=out)
     if head in DETECTORS:
         assert len(pickle.loads((tmp_path / "out.pkl").read_bytes())) == len(images())
     else:
         assert any("mIoU" in path.read_text() for path in ground.folder.glob("work/*/*.json"))
 
 
-def test_a_flipped_image_of_one_column(monkeypatch, tmp_path):
+def test_a_flipped_image_of_one_column(tmp_path, run):
     ground = Ground(tmp_path / "data", "semantic_fpn", ["narrow.png"] * 2)
     step = "train_dataloader.dataset.pipeline"
     cfg = Config.fromfile(ground.config)
     last = len(cfg.train_dataloader.dataset.pipeline) - 2  # before the packing
     flips = [f"{step}.{last - 1}.prob=0.0", f"{step}.{last}.type=RandomFlip", f"{step}.{last}.prob=1.0"]
-    ground.run(monkeypatch, "train", *flips)
+    run(ground, "train", *flips)
     assert all(map(math.isfinite, losses(ground.folder / "work")))
 
 
@@ -256,22 +264,6 @@ UNREADABLE = {
     "empty file": (lambda path: path.write_bytes(b""), "empty file"),
     "too flat to be resized": (lambda path: cv2.imwrite(str(path), picture(1, 2000)), "2000×1 pixels"),
 }
-
-
-@pytest.fixture
-def refuse(monkeypatch, capsys):
-    """Runs a tool that is to refuse its data, and returns its sentence."""
-
-    def refuse(ground, tool, *options):
-        checkpoint = [ground.checkpoint()] if tool == "test" else []
-        with pytest.raises(SystemExit) as ended:
-            ground.run(monkeypatch, tool, *options, checkpoint=checkpoint)
-        assert ended.value.code == 2
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("error: ")
-        return last
-
-    return refuse
 
 
 @pytest.mark.parametrize("tool", ["train", "test"])
@@ -394,14 +386,13 @@ def test_the_real_command_names_a_file_that_a_worker_process_cannot_read(tmp_pat
     ground.image.write_text("no picture")
     options = [f"{split}_dataloader.num_workers=1" for split in ("train", "test")]
     for tool, checkpoint in (("train", []), ("test", [ground.checkpoint()])):
-        command = [sys.executable, ROOT / f"tools/{tool}.py", *ground.arguments(*options, checkpoint=checkpoint)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run_tool(tool, *ground.arguments(*options, checkpoint=checkpoint), cwd=tmp_path)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert re.fullmatch(rf"error: the image {ground.image} cannot be decoded.*", done.stderr.splitlines()[-1])
 
 
-def test_odd_annotations_are_what_mmdetection_makes_of_them(monkeypatch, tmp_path):
+def test_odd_annotations_are_what_mmdetection_makes_of_them(tmp_path, run):
     ground = Ground(tmp_path / "data", "mask_rcnn", ["plain.png", "gray.png", "alpha.png", "deep.png"])
     crowd = dict(size=[64, 96], counts=[0, 64 * 20, 64 * 76])
     line = [[1, 2, 3, 4]]  # no polygon: trained without a mask, and what pycocotools cannot evaluate
@@ -429,9 +420,9 @@ def test_odd_annotations_are_what_mmdetection_makes_of_them(monkeypatch, tmp_pat
         [],
     ]
     assert len(ground.dataset("train")) == 3  # the config's filter_cfg leaves out the image without annotations
-    ground.run(monkeypatch, "train", "default_hooks.logger.interval=1", "train_dataloader.batch_size=1")
+    run(ground, "train", "default_hooks.logger.interval=1", "train_dataloader.batch_size=1")
     assert len(losses(ground.folder / "work")) == 3
     assert all(map(math.isfinite, losses(ground.folder / "work")))
     ground.coco["annotations"] = [item for item in ground.coco["annotations"] if item["segmentation"] != line]
     (ground.folder / "marks.json").unlink()
-    ground.run(monkeypatch, "test", checkpoint=[ground.checkpoint()])
+    run(ground, "test", checkpoint=[ground.checkpoint()])
