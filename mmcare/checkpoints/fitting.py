@@ -44,12 +44,11 @@ def fit_weights(
             model's is or, with ``require_all``, something is missing.
     """
     model = unwrapped(model)
-    state = dict(state)
     unbuilt: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if isinstance(module, PyramidBackbone):
             prefix = f"{name}." if name else ""
-            module.translate_names(state, prefix)
+            state = {_translated(module, name, prefix): value for name, value in state.items()}
             unbuilt += tuple(prefix + part for part in module.unbuilt_parts)
     own = model.state_dict()
     _check_fit(own, state, f"{source} does not fit {target}", require_all)
@@ -73,6 +72,10 @@ def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return names for a message: the first few, and how many more."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _translated(backbone: PyramidBackbone, name: str, prefix: str) -> str:
+    return prefix + backbone.translate_name(name[len(prefix) :]) if name.startswith(prefix) else name
 
 
 def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: str, require_all: bool) -> None:
