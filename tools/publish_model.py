@@ -13,6 +13,7 @@ from typing import Any
 
 from mmcare.cli import Parser, run
 from mmcare.errors import UserError
+from mmcare.files import write_file
 from mmcare.stack import check_stack
 
 FORMATS = {"pth": ".pth", "safetensors": ".safetensors"}
@@ -44,12 +45,14 @@ def main() -> None:
     stem, kind = name_and_format(args.output, args.format)
     content = release(args.input, args.weights, kind)
     target = Path(f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{FORMATS[kind]}")
-    write(target, content)
+    if target.exists() and target.read_bytes() != content:
+        raise UserError(f"{target} exists and is another file: move it away, or give another name")
+    write_file(target, content)
     print(f"{target} ({len(content) / 2**20:.1f} MiB)")
 
 
 def name_and_format(output: str, kind: str | None) -> tuple[str, str]:
-    """OUT without its ending, and the format."""
+    """Return OUT without its ending, and the format."""
     stem, suffix = os.path.splitext(output)
     ending = next((name for name in FORMATS if FORMATS[name] == suffix.lower()), None)
     if kind and ending and kind != ending:
@@ -63,10 +66,10 @@ def name_and_format(output: str, kind: str | None) -> tuple[str, str]:
 
 
 def release(path: str, weights: str | None, kind: str) -> bytes:
-    """The content of the released file; the same for the same checkpoint."""
+    """Return the content of the released file; the same for the same checkpoint."""
     import torch
 
-    from mmcare.checkpoints.reading import is_ema_copy, read_checkpoint, select_weights
+    from mmcare.checkpoints import is_ema_copy, read_checkpoint, select_weights
 
     checkpoint = read_checkpoint(path)
     try:
@@ -87,7 +90,7 @@ def release(path: str, weights: str | None, kind: str) -> bytes:
 
 
 def with_sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its header in order, which the library writes in another order each time."""
+    """Return a safetensors file with its header in order, which the library writes in another order each time."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -95,7 +98,7 @@ def with_sorted_header(content: bytes) -> bytes:
 
 
 def describe(meta: Any) -> dict[str, Any]:
-    """What is kept of a checkpoint's ``meta``, in lists, dicts, texts and numbers that any reader may open."""
+    """Return what is kept of a checkpoint's ``meta``, in lists, dicts, texts and numbers that any reader may open."""
     from mmcare.version import __version__
 
     meta = meta if isinstance(meta, Mapping) else {}
@@ -107,25 +110,10 @@ def describe(meta: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON's form of what it does not know: NumPy's numbers and arrays, sets; the text of anything else."""
+    """Return JSON's form of what it does not know: NumPy's numbers and arrays, sets; the text of anything else."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return sorted(value) if isinstance(value, set) else str(value)
-
-
-def write(target: Path, content: bytes) -> None:
-    """Writes a file that is there as a whole or not at all, and never in another's place."""
-    if target.exists() and target.read_bytes() != content:
-        raise UserError(f"{target} exists and is another file: move it away, or give another name")
-    from mmcare.files import whole_file
-
-    try:
-        with whole_file(target) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"{target} cannot be written, {len(content) / 2**20:.1f} MiB: {error.strerror or error}"
-        ) from None
 
 
 if __name__ == "__main__":
