@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 from mmcare.data.sample import prepare
 
@@ -104,6 +107,44 @@ def _weight(name: str, shape: tuple[int, ...]) -> Tensor:
     else:
         value = 0.5 * z / np.sqrt(np.prod(shape[1:]))
     return torch.from_numpy(value.astype(np.float32))
+
+
+# -- small networks as after a training --------------------------------------------------------------------------------
+
+SMALL_ARCHS = {
+    "CARE": dict(depths=(1, 2, 1, 2), memory_channels=(4, 8, 16, 32), ratios=((1, 2), (2, 1), (1, 1), (2, 2))),
+    "CASViT": dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 24)),
+}
+
+
+def shake(model: nn.Module) -> nn.Module:
+    """Sets norms, biases and layer scale to values far from where they start, for a fold that is wrong to be seen."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        leaf = name.rpartition(".")[2]
+        if leaf == "running_var" or (leaf == "weight" and tensor.dim() == 1):
+            tensor.data.uniform_(0.5, 2, generator=generator)
+        elif leaf in ("running_mean", "bias"):
+            tensor.data.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def trained(family: str, **kwargs: object) -> nn.Module:
+    """A small backbone in eval mode, no norm of which is an identity."""
+    torch.manual_seed(0)
+    arguments = {"arch": SMALL_ARCHS[family], **kwargs}
+    return shake(MODELS.build(dict(type=f"mmcare.{family}", **arguments))).eval()
+
+
+def assert_same_maps(found: Callable, wanted: Callable, images: Tensor, tolerance: float = 1e-5) -> None:
+    """Two backbones give the same maps for images."""
+    with torch.no_grad():
+        outputs, stages = found(images), wanted(images)
+    assert len(outputs) == len(stages)
+    for output, stage in zip(outputs, stages, strict=True):
+        assert output.shape == stage.shape
+        assert output.dtype == stage.dtype
+        assert relative_error(output, stage) < tolerance
 
 
 # -- tiny models, and eight images for them to learn by heart ----------------------------------------------------------

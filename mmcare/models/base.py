@@ -9,12 +9,9 @@ from typing import Any, ClassVar
 import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
-from ..fast.convolutions import is_captured
-from ..memory.layout import laid_out_as
-from ..memory.recompute import recompute_block
+from ..memory import BatchNorm, laid_out_as, recompute_block, trains_in_channels_last
 
 NUM_STAGES = 4
 MIN_SIZE = 32
@@ -104,14 +101,14 @@ class PyramidBackbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg=self._initializers(init_cfg))
         self.arch, self.arch_name = self._resolve_arch(arch)
-        self.in_channels = _integer("in_channels", in_channels, low=1)
+        self.in_channels = whole_number("in_channels", in_channels, low=1)
         self.out_indices = _check_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
             raise UserError(
                 f"drop_path_rate={drop_path_rate!r} is not possible: give a number from 0 up to, not including, 1"
             )
         self.drop_path_rate = float(drop_path_rate)
-        self.frozen_stages = _integer("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
+        self.frozen_stages = whole_number("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.register_load_state_dict_pre_hook(_translate_names)
@@ -145,10 +142,15 @@ class PyramidBackbone(BaseModule):
                     f"{key}={value!r} in the custom arch of {cls.__name__} is not possible: give one "
                     f"value for each of the {NUM_STAGES} stages"
                 )
-        for key in ("depths", "channels", "memory_channels"):
-            for value in settings.get(key, ()):
-                _integer(f"{key} in the custom arch of {cls.__name__}", value, low=1)
+        for depth in settings["depths"]:
+            whole_number(f"depths in the custom arch of {cls.__name__}", depth, low=1)
+        cls.check_arch(settings)
         return settings, "custom"
+
+    @classmethod
+    def check_arch(cls, arch: dict[str, Any]) -> None:
+        """Raise UserError where the widths of a custom ``arch`` are not possible."""
+        raise NotImplementedError
 
     @property
     def built_stages(self) -> int:
@@ -187,7 +189,7 @@ class PyramidBackbone(BaseModule):
         self._freeze()
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 
@@ -215,9 +217,7 @@ class PyramidBackbone(BaseModule):
                 f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
                 f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}"
             )
-        images = x
-        # CPUs train depth-wise convolutions several times as fast so; inference has mmcare.reparameterize for it.
-        turned = self.training and x.device.type == "cpu" and not is_captured()
+        images, turned = x, self.training and trains_in_channels_last(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last) if turned else x)
         maps = {}
         for index, stage in enumerate(self.stages):
@@ -260,7 +260,8 @@ def _translate_names(backbone: PyramidBackbone, state_dict: dict[str, Tensor], p
     backbone.translate_names(state_dict, prefix)
 
 
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return a value that is a whole number from ``low`` to ``high``, and raise UserError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{name}={value!r} is not possible: give a whole number {span}")
@@ -271,4 +272,4 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     possible = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
     if not possible or not out_indices or len(set(out_indices)) != len(out_indices):
         raise UserError(f"out_indices={out_indices!r} is not possible: give at least one of 0, 1, 2, 3, each once")
-    return tuple(_integer("an index in out_indices", index, 0, NUM_STAGES - 1) for index in out_indices)
+    return tuple(whole_number("an index in out_indices", index, 0, NUM_STAGES - 1) for index in out_indices)

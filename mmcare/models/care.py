@@ -22,12 +22,9 @@ from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..memory import Chain, laid_out_as, split
 from ..registry import MODELS
-from .base import PyramidBackbone, Stage, depthwise
-from ..fast.folding import conv_with, fold_norm_after, fold_norm_before, fold_scale_after
-from ..fast.convolutions import Expansion
-from ..memory.layout import laid_out_as, split
-from ..memory.recompute import Chain, chain
+from .base import PyramidBackbone, Stage, depthwise, whole_number
 
 
 class LinearAttention(nn.Module):
@@ -67,42 +64,6 @@ class LinearAttention(nn.Module):
         """(B, C, H, W) → (B, C / head_channels, head_channels, H·W)."""
         return x.flatten(2).unflatten(1, (-1, self.query_key.in_channels // self.heads))
 
-    def fuse(self) -> FusedLinearAttention:
-        return FusedLinearAttention(self)
-
-
-class FusedLinearAttention(nn.Module):
-    """The fast form of linear attention: the heads share their matrix products.
-
-    A head alone is narrow for a matrix product, and its output would have to be transposed to channels-last. So all
-    channels meet all channels, and a mask leaves each head its own: less than 1 % more operations in the whole network.
-    """
-
-    def __init__(self, attention: LinearAttention) -> None:
-        super().__init__()
-        self.query_key = attention.query_key
-        channels = self.query_key.in_channels
-        head = torch.arange(channels, device=self.query_key.weight.device) // (channels // attention.heads)
-        # (channels, 2 · channels): for the values' context and, with the same mask, for the mean of the keys
-        self.register_buffer("same_head", (head[:, None] == head).to(self.query_key.weight).repeat(1, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) → the same shape, channels-last."""
-        query_key = self.query_key(x)
-        wide = torch.promote_types(x.dtype, torch.float32)  # for the reasons given in the plain form
-        with torch.autocast(x.device.type, enabled=False):
-            query, key = (
-                F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)
-            )  # (B, N, channels)
-            value = x.to(wide).flatten(2).transpose(1, 2)
-            context = key.transpose(1, 2) @ value / key.shape[1]  # (B, channels, channels)
-            mean_key = key.mean(1).unsqueeze(2).expand_as(context)
-            weights = torch.cat((context, mean_key), dim=2) * self.same_head.to(wide)
-            numerator, denominator = (query @ weights).chunk(2, dim=2)
-            out = numerator / (denominator + 1e-6)
-        # By way of two dimensions, for a stride of the batch that tells torch.cat even of one image that it lies so
-        return out.to(x.dtype).flatten(0, 1).unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
-
 
 class StripConvolution(nn.Module):
     """Sum of a tall and a wide depth-wise convolution: the wide view of the early, large maps.
@@ -141,62 +102,33 @@ class TokenMixer(nn.Module):
         far, small, large = split(x, 3)
         return torch.cat((self.far(far), self.near_small(small), self.near_large(large)), dim=1)
 
-    def fuse(self) -> FusedTokenMixer:
-        return FusedTokenMixer(self)
 
-
-class FusedTokenMixer(nn.Module):
-    """The fast form of the token mixer: one convolution for both near views, the small kernel bordered with zeros."""
-
-    def __init__(self, mixer: TokenMixer) -> None:
-        super().__init__()
-        small, large = mixer.near_small, mixer.near_large
-        border = large.padding[0] - small.padding[0]
-        weight = torch.cat((F.pad(small.weight, 4 * (border,)), large.weight))
-        bias = torch.cat((small.bias, large.bias))
-        self.far = mixer.far
-        self.near = conv_with(weight, bias, groups=len(weight), padding=large.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3g, H, W) → the same shape."""
-        near = self.near.in_channels
-        far, near = x.split((near // 2, near), dim=1)
-        return torch.cat((self.far(far), self.near(near)), dim=1)
-
-
-class Interaction(nn.Module):
-    """Mixes channels and neighbours: fc2(dw3×3(GELU(fc1(BN(x))))), with x added unless there is no fc2.
+class Interaction(Chain):
+    """Mix channels and neighbours: x + fc2(dw3×3(GELU(fc1(BN(x))))).
 
     Args:
         channels: width of the input.
         ratio: the hidden width is ``ratio`` times ``channels``.
-        project: whether fc2 goes back to ``channels`` and the input is added; without it the output is the hidden map.
+        project: whether fc2 goes back to ``channels`` and x is added; without it the output is the hidden map.
     """
 
     def __init__(self, channels: int, ratio: int, project: bool = True) -> None:
-        super().__init__()
         hidden = ratio * channels
-        self.norm = nn.BatchNorm2d(channels)
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.act = nn.GELU()
-        self.conv = depthwise(hidden, 3)
-        self.fc2 = nn.Conv2d(hidden, channels, 1) if project else None
+        layers = OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            fc1=nn.Conv2d(channels, hidden, 1),
+            act=nn.GELU(),
+            conv=depthwise(hidden, 3),
+        )
+        if project:
+            layers["fc2"] = nn.Conv2d(hidden, channels, 1)
+        super().__init__(layers)
+        self.project = project
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape, or (B, ratio · channels, H, W) without ``project``."""
-        if self.fc2 is None:
-            return chain(x, self.norm, self.fc1, self.act, self.conv)
-        return x + chain(x, self.norm, self.fc1, self.act, self.conv, self.fc2)
-
-    def fuse_branch(self, scale: Tensor | None = None) -> Expansion:
-        """What is done beside the shortcut, with the norm in fc1's weights and a factor for fc2's outputs in fc2's."""
-        fold_norm_before(self.norm, self.fc1)
-        layers = [(self.fc1, True), (self.conv, False)]
-        if self.fc2 is None:
-            return Expansion(*layers, project=False)
-        if scale is not None:
-            fold_scale_after(self.fc2, scale)
-        return Expansion(*layers, (self.fc2, False))
+        out = super().forward(x)
+        return x + out if self.project else out
 
 
 class Block(nn.Module):
@@ -209,10 +141,14 @@ class Block(nn.Module):
         memory_channels: g.
         ratios: expansion of the first and the second interaction.
         head_channels: width of an attention head, or None for the strip convolution.
-        drop_path_rate: stochastic depth.
+        drop_path_rate: stochastic depth; the last block has none.
         layer_scale_init_value: where γ starts.
         last: whether this is the network's last block, which returns the second interaction's hidden map (4g times its
             ratio wide): no fc2, γ or shortcut.
+
+    The authors drop the last block's path, too. Without a shortcut that blanks the whole stride-32 map of an image,
+    which a classifier gets over and a detector's pyramid does not. So here the last block always runs. In eval mode
+    there is no difference.
     """
 
     def __init__(
@@ -233,43 +169,14 @@ class Block(nn.Module):
         self.layer_scale = (
             None if last else LayerScale(channels, data_format="channels_first", scale=layer_scale_init_value)
         )
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = DropPath(0.0 if last else drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4g, H, W) → the same shape; the last block's map is wider."""
         memory, features = x.split((self.memory_channels, x.shape[1] - self.memory_channels), dim=1)
         features = self.first_interaction(self.token_mixer(features))
         out = self.second_interaction(torch.cat((memory, features), dim=1))
-        if self.layer_scale is None:
-            return self.drop_path(out)
-        return x + self.drop_path(self.layer_scale(out))
-
-    def fuse(self) -> FusedBlock:
-        return FusedBlock(self)
-
-
-class FusedBlock(nn.Module):
-    """The fast form of a block: x + γ ⊙ m + second_branch(m), m = concat(memory, first interaction's output).
-
-    The norms are in the weights that follow them, γ also in those of the second interaction's fc2.
-    """
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.memory_channels = block.memory_channels
-        self.token_mixer = block.token_mixer
-        scale = None if block.layer_scale is None else block.layer_scale.weight.detach()
-        self.first_branch = block.first_interaction.fuse_branch()
-        self.second_branch = block.second_interaction.fuse_branch(scale)
-        self.register_buffer("scale", None if scale is None else scale[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 4g, H, W) → the same shape; the last block's map is wider."""
-        memory, features = x.split((self.memory_channels, x.shape[1] - self.memory_channels), dim=1)
-        features = self.token_mixer(features)
-        mixed = torch.cat((memory, self.first_branch(features, to=features)), dim=1)
-        shortcut = None if self.scale is None else torch.addcmul(x, mixed, self.scale)
-        return self.second_branch(mixed, to=shortcut)
+        return out if self.layer_scale is None else x + self.drop_path(self.layer_scale(out))
 
 
 @MODELS.register_module()
@@ -324,6 +231,28 @@ class CARE(PyramidBackbone):
         (r"\.inter_layer\.inter2_", ".second_interaction."),
     )
 
+    @classmethod
+    def check_arch(cls, arch: dict[str, Any]) -> None:
+        for channels in arch["memory_channels"]:
+            whole_number("memory_channels in the custom arch of CARE", channels, low=1)
+        for ratios in arch["ratios"]:
+            if not isinstance(ratios, Sequence) or len(ratios) != 2:
+                raise UserError(
+                    f"ratios={arch['ratios']!r} in the custom arch of CARE is not possible: give a pair for each "
+                    "stage, the expansions of its first and its second interaction, such as (2, 4)"
+                )
+            for ratio in ratios:
+                whole_number("a ratio in the custom arch of CARE", ratio, low=1)
+        for channels, head in zip(arch["memory_channels"], arch["head_channels"], strict=True):
+            if head is None:
+                continue
+            whole_number("head_channels in the custom arch of CARE", head, low=1)
+            if channels % head:
+                raise UserError(
+                    f"head_channels={head} in the custom arch of CARE does not divide the stage's "
+                    f"memory_channels={channels}"
+                )
+
     def __init__(
         self,
         arch: str | dict[str, Any] = "s1",
@@ -338,12 +267,6 @@ class CARE(PyramidBackbone):
     ) -> None:
         super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval, with_cp, init_cfg)
         memory, ratios, heads = (self.arch[key] for key in ("memory_channels", "ratios", "head_channels"))
-        for channels, head in zip(memory, heads, strict=True):
-            if head is not None and channels % head:
-                raise UserError(
-                    f"head_channels={head} in the custom arch of CARE does not divide the stage's "
-                    f"memory_channels={channels}"
-                )
         rates = self._drop_path_rates()
         self.stem = Chain(
             OrderedDict(conv=nn.Conv2d(in_channels, 4 * memory[0], 4, stride=4), norm=nn.BatchNorm2d(4 * memory[0]))
@@ -372,10 +295,3 @@ class CARE(PyramidBackbone):
         widths[-1] *= ratios[-1][1]
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.train()
-
-    def fuse(self) -> CARE:
-        """Folds the norms of the stem and of the ways down into the convolutions beside them."""
-        self.stem.norm = fold_norm_after(self.stem.conv, self.stem.norm)
-        for stage in self.stages[1:]:
-            stage.downsample.norm = fold_norm_before(stage.downsample.norm, stage.downsample.conv)
-        return self

@@ -3,18 +3,19 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
+import helpers
 import pytest
-import helpers as reference
 import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmcare.benchmark.memory import kept_for_backward
-from mmcare.memory import parts, recompute
+from mmcare.benchmark import kept_for_backward
+from mmcare.memory import Chain, frozen_norms, keep_everything
+from mmcare.memory import chain as thresholds
 from mmcare.models.care import Interaction
 from mmcare.models.casvit import MLP, AdditiveTokenMixer, Integration
-from mmcare.memory.recompute import chain, chain_and_split, everything_saved
 
 TINY = {
     "CARE": dict(
@@ -31,10 +32,10 @@ families = pytest.mark.parametrize("family", TINY)
 @pytest.fixture(autouse=True)
 def no_map_is_small(monkeypatch):
     """Lets the tests' small maps be treated as large ones."""
-    monkeypatch.setattr(recompute, "SMALL_CHAIN", 0)
-    monkeypatch.setattr(recompute, "SMALL_PART", 0)
-    monkeypatch.setattr(recompute, "FEW_PIXELS", 0)
-    monkeypatch.setattr(recompute, "FOLDED_VALUES", 0)
+    monkeypatch.setattr(thresholds, "FEW_VALUES", 0)
+    monkeypatch.setattr(thresholds, "FEW_PIXELS", 0)
+    monkeypatch.setattr(frozen_norms, "FOLDED_VALUES", 0)
+    monkeypatch.setattr(frozen_norms, "PIXELS_PER_WEIGHT", 0)
 
 
 def build(family, **kwargs):
@@ -84,12 +85,12 @@ def assert_same(found, wanted, tolerance):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("family", "arch"), reference.ARCHS)
+@pytest.mark.parametrize(("family", "arch"), helpers.ARCHS)
 def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layout, monkeypatch):
     model = MODELS.build(dict(type=f"mmcare.{family}", arch=arch)).train().to(memory_format=layout)
     monkeypatch.undo()  # at this size, of which the figures are told, some maps are small
     x = images(512, batch=1).contiguous(memory_format=layout)
-    with everything_saved():
+    with keep_everything():
         plain = kept_for_backward(lambda: model(x), model)
     saved = kept_for_backward(lambda: model(x), model)
     for stage in model.stages:
@@ -99,7 +100,6 @@ def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layo
 
 
 @families
-@pytest.mark.parametrize("hidden", ["whole", "in parts"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -111,15 +111,12 @@ def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layo
     ],
     ids=str,
 )
-def test_gradients_and_statistics_are_the_plain_networks(family, settings, hidden, monkeypatch):
-    if hidden == "in parts":
-        monkeypatch.setattr(parts, "PART_BYTES", 2**12)
-        monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
+def test_gradients_and_statistics_are_the_plain_networks(family, settings):
     results = {}
     for mode in ("plain", "ours", "channels last"):
         model, x = build(family, **settings).double(), images(dtype=torch.float64)
         if mode == "plain":
-            with everything_saved():
+            with keep_everything():
                 results[mode] = gradients(model, x)
             continue
         if mode == "channels last":
@@ -151,7 +148,7 @@ def test_mixed_precision(family, norm_eval):
 
     exact = gradients(build(family, norm_eval=norm_eval), images())
     model = build(family, norm_eval=norm_eval)
-    with everything_saved():
+    with keep_everything():
         plain = gradients(model, images(), half(model))
     model = build(family, norm_eval=norm_eval)
     found = gradients(model, images(), half(model))
@@ -165,71 +162,28 @@ def test_mixed_precision(family, norm_eval):
     assert error(found) < 1.3 * error(plain) + 1e-3 < 0.5
 
 
-def test_numerical_gradients():
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
-    norm = nn.BatchNorm2d(4)
-    cases = [
-        (Interaction(4, 2), lambda module: module),
-        (Interaction(4, 2, project=False), lambda module: module),
-        (Integration(4), lambda module: module),
-        (nn.ModuleList([MLP(4), norm]), lambda module: lambda x: module[0](x, module[1])),
-        (nn.ModuleList([AdditiveTokenMixer(4), norm]), lambda module: lambda x: module[0](x, module[1])),
-        (
-            nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 2, 2), nn.ReLU()),
-            lambda module: lambda x: chain(x, *module),
-        ),
-        (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, 1, 1)), lambda module: lambda x: chain(x, *module)),
-    ]
-    for module, of in cases:
-        module = module.double().train()
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
-                for tensor in (layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data):
-                    tensor.uniform_(0.5, 1.5)
-        assert torch.autograd.gradcheck(
-            lambda x, *_, module=module, of=of: of(module)(x), (x, *module.parameters()), fast_mode=True
-        )
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "layers",
     [
-        lambda: [nn.BatchNorm2d(8).eval(), nn.Conv2d(8, 12, 1)],
-        lambda: [nn.Conv2d(8, 16, 1), nn.GELU(), nn.Conv2d(16, 12, 1)],
-        lambda: [nn.Conv2d(8, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12)],
-        lambda: [nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12).train()],
+        lambda: Interaction(4, 2),
+        lambda: Interaction(4, 2, project=False),
+        lambda: Integration(4),
+        lambda: MLP(4),
+        lambda: AdditiveTokenMixer(4),
+        lambda: Chain(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 2, 2), nn.ReLU()),
+        lambda: Chain(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, 1, 1)),
     ],
-    ids=["norm and convolution", "in parts", "depth-wise last", "by itself last"],
 )
-def test_a_chain_that_is_split(layers, layout, monkeypatch):
-    monkeypatch.setattr(parts, "PART_BYTES", 2**8)
-    monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
+def test_numerical_gradients(layers):
     torch.manual_seed(0)
-    layers = nn.ModuleList(layers()).double()
-    x = torch.randn(2, 8, 6, 6, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
-    factors = torch.randn(3, 2, 4, 6, 6, dtype=torch.float64)
-
-    def run():
-        split = chain_and_split(x, 3, *layers)
-        assert all(part.is_contiguous(memory_format=layout) for part in split)
-        out = torch.stack([factor * part for factor, part in zip(factors, split, strict=True)])
-        return [out.detach(), *torch.autograd.grad(out.sum(), [x, *layers.parameters()])]
-
-    with everything_saved():
-        wanted = run()
-    torch.testing.assert_close(run(), wanted)
-
-
-def test_the_gradient_that_comes_in_stays_as_it_is():
-    torch.manual_seed(0)
-    x, conv = torch.randn(1, 4, 5, 5, requires_grad=True), nn.Conv2d(4, 4, 1)
-    grad = torch.randn(1, 4, 5, 5)
-    kept = grad.clone()
-    chain(x, conv, nn.GELU()).backward(grad)
-    assert torch.equal(grad, kept)
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    layers = layers().double().train()
+    for layer in layers.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+            for tensor in (layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data):
+                tensor.uniform_(0.5, 1.5)
+    assert torch.autograd.gradcheck(lambda x, *_: layers(x), (x, *layers.parameters()), fast_mode=True)
 
 
 @families
@@ -246,22 +200,18 @@ def test_training_on_a_cpu_is_channels_last_within_and_as_the_images_outside(fam
 @families
 def test_small_maps_are_kept(family, monkeypatch):
     def saving(batch):
-        x = images(batch=batch)
+        x = images(batch=batch).contiguous(memory_format=torch.channels_last)  # as it is in training
         saved = kept_for_backward(lambda: model(x), model)
-        with everything_saved():
+        with keep_everything():
             return kept_for_backward(lambda: model(x), model) - saved
 
     model = build(family)
     assert saving(batch=1) > 0
-    for limit, value in (("FEW_PIXELS", 64 * 64), ("SMALL_CHAIN", 2**20)):
-        with monkeypatch.context() as small:
-            small.setattr(recompute, limit, value)
-            small.setattr(recompute, "SMALL_PART", 2**20)
-            assert saving(batch=1) == 0
-    with monkeypatch.context() as small:
-        small.setattr(recompute, "FEW_PIXELS", 64 * 64)
-        small.setattr(recompute, "SMALL_PART", 2**20)
-        assert saving(batch=2) > 0
+    monkeypatch.setattr(thresholds, "FEW_PIXELS", 64 * 64)
+    assert saving(batch=1) == 0
+    assert saving(batch=2) > 0
+    monkeypatch.setattr(thresholds, "FEW_VALUES", 2**20)
+    assert saving(batch=2) == 0
     monkeypatch.undo()
     assert saving(batch=1) == 0
 
@@ -270,7 +220,7 @@ def test_only_wanted_gradients_are_computed():
     torch.manual_seed(0)
     for wanted in ("input", "norm.weight", "fc1.bias", "conv.weight", "fc2.weight"):
         results = []
-        for context in (torch.enable_grad, everything_saved):
+        for context in (torch.enable_grad, keep_everything):
             torch.manual_seed(0)
             module = Interaction(4, 2).train()
             module.norm.eval()
@@ -292,19 +242,20 @@ def test_a_module_used_twice_and_gradients_in_two_parts(family):
         return [a + b for a, b in zip(model(x), model(x.flip(3)), strict=True)]
 
     found = gradients(model, x, twice)
-    with everything_saved():
+    with keep_everything():
         wanted = gradients(model, x, twice)
     assert_same(found, wanted, 1e-9)
 
 
 @families
-def test_evaluation_saves_nothing_and_runs_the_plain_operations(family):
+def test_without_a_backward_pass_nothing_is_kept_and_in_evaluation_nothing_computed_again(family):
     model, x = build(family), images()
     with torch.no_grad():
-        assert all(not out.requires_grad for out in model(x))
+        assert kept_for_backward(lambda: model(x), model) == 0
     model.eval()
-    found = model(x)
-    with everything_saved():
+    found, kept = model(x), kept_for_backward(lambda: model(x), model)
+    with keep_everything():
+        assert kept == kept_for_backward(lambda: model(x), model)
         assert all(torch.equal(a, b) for a, b in zip(found, model(x), strict=True))
 
 
@@ -323,7 +274,7 @@ def test_transforms_of_functions_and_copies(family):
     # lent parameters, without a transform: the backward pass runs after the model has its own again
     lent = {name: (1.1 * value).requires_grad_() for name, value in parameters.items()}
     found = torch.autograd.grad(loss(lent), list(lent.values()))
-    with everything_saved():
+    with keep_everything():
         plain = torch.autograd.grad(loss(lent), list(lent.values()))
     assert_same(dict(enumerate(found)), dict(enumerate(plain)), 1e-9)
     assert_same(gradients(copy.deepcopy(model), x), gradients(model, x), 1e-9)
@@ -340,21 +291,54 @@ def test_compiles_without_a_break(family, settings):
     assert_same(found, gradients(build(family, **settings).double(), x), 1e-4)
 
 
-def test_a_layer_that_a_hook_listens_to_still_runs_itself():
+def test_hooks_are_called():
+    """On a layer within a chain and on all modules, in both passes."""
     torch.manual_seed(0)
-    module, seen = Interaction(4, 2).train(), []
-    handle = module.fc1.register_forward_hook(lambda layer, inputs, out: seen.append(out))
-    x = torch.randn(1, 4, 6, 6)
-    with_hook = module(x)
-    handle.remove()
-    assert len(seen) == 1
-    torch.testing.assert_close(with_hook, module(x))
+    layers, seen = Interaction(4, 2).train(), []
+
+    def record(name):
+        return lambda module, *_: seen.append((name, type(module).__name__))
+
+    handles = [
+        layers.fc1.register_forward_hook(record("after")),
+        layers.fc1.register_full_backward_pre_hook(record("before backward")),
+        layers.conv.register_full_backward_hook(record("after backward")),
+        nn.modules.module.register_module_forward_pre_hook(record("any")),
+    ]
+    try:
+        out = layers(torch.randn(1, 4, 6, 6, requires_grad=True))
+        forward = ["Interaction", "BatchNorm2d", "Conv2d", "GELU", "Conv2d", "Conv2d"]
+        assert seen == [
+            *(("any", kind) for kind in forward[:3]),
+            ("after", "Conv2d"),
+            *(("any", k) for k in forward[3:]),
+        ]
+        out.sum().backward()
+        assert seen.count(("before backward", "Conv2d")) == seen.count(("after backward", "Conv2d")) == 1
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@families
+def test_a_recomputed_block_runs_twice_and_no_more(family):
+    """Nothing is computed a third time within it, and no batch is counted twice."""
+    model, calls = build(family, with_cp=True, norm_eval=False), []
+    for name, module in model.stages.named_modules():
+        if isinstance(module, nn.GELU | nn.Conv2d) and ".downsample." not in name:
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    torch.autograd.backward([out.sum() for out in model(images())])
+    acts = [calls.count(name) for name in set(calls) if name.endswith("act")]
+    assert acts and set(acts) == {2}
+    assert max(map(calls.count, set(calls))) == 2
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {1}
 
 
 DISTRIBUTED = """
 import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_training_memory import build, images, gradients, assert_same
+sys.path[:0] = {paths!r}
+from test_chain import build, images, gradients, assert_same
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=int(sys.argv[1]), world_size=2)
 for family in ("CARE", "CASViT"):
     model = build(family)
@@ -369,10 +353,8 @@ print("same")
 
 
 def test_distributed_training_averages_the_gradients(tmp_path):
-    from pathlib import Path
-
     script = tmp_path / "run.py"
-    script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent)))
+    script.write_text(DISTRIBUTED.format(paths=[str(folder) for folder in Path(__file__).parents[:2]]))
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(tmp_path / "store")],

@@ -1,0 +1,91 @@
+"""CAS-ViT's fast form: a class for each part of :mod:`mmcare.models.casvit` that has one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.casvit import AdditiveTokenMixer, Block
+from .convolutions import Expansion, FusedConv, InParts, add_to
+from .folding import conv_with, fold_norm_after, fold_norm_before
+
+
+class FusedAdditiveTokenMixer(InParts):
+    """The fast form of the additive token mixer: the context mappings of queries and keys run as one.
+
+    The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map. On a CPU
+    the mappings of maps that are large together run one after the other.
+    """
+
+    def __init__(self, mixer: AdditiveTokenMixer) -> None:
+        super().__init__()
+        fold_norm_before(mixer.norm, mixer.qkv)
+        contexts = (mixer.similarity.query_context, mixer.similarity.key_context)
+        for context in contexts:
+            fold_norm_after(context.spatial.conv, context.spatial.norm)
+        channels = mixer.qkv.in_channels
+        parts = (mixer.qkv.weight.split((2 * channels, channels)), mixer.qkv.bias.split((2 * channels, channels)))
+        query_key, self.value = (conv_with(weight, bias) for weight, bias in zip(*parts, strict=True))
+        self.query_key = FusedConv(query_key)
+        convs = [context.spatial.conv for context in contexts]
+        weight, bias = (torch.cat([getattr(conv, name) for conv in convs]) for name in ("weight", "bias"))
+        self.spatial_conv = FusedConv(conv_with(weight, bias, groups=2 * channels, padding=convs[0].padding))
+        self.spatial_act = nn.ReLU(inplace=True)
+        # Two rows with zeros for the other branch's channels, which is faster than two groups
+        rows = torch.block_diag(*[context.spatial.fc.weight.flatten(1) for context in contexts])
+        self.spatial_fc = conv_with(rows[:, :, None, None], None)
+        channel = torch.stack([context.channel.fc.weight.detach().flatten(1).t() for context in contexts])
+        self.register_buffer("channel_weights", channel)  # (2, channels in, channels out)
+        self.conv = mixer.similarity.conv
+        self.project = mixer.project
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → the same shape."""
+        large = self.count_parts(x, self.query_key.out_channels) > 1
+        context = self._one_by_one(x) if large else self._together(x)
+        return self.project(self.conv(context).mul_(self.value(x)))
+
+    def _together(self, x: Tensor) -> Tensor:
+        """Φ(q) + Φ(k)."""
+        query_key = self.query_key(x)
+        spatial_gate = self.spatial_fc(self.spatial_act(self.spatial_conv(query_key))).sigmoid()  # (B, 2, H, W)
+        query_key = query_key.unflatten(1, (2, -1)) * spatial_gate.unsqueeze(2)  # (B, 2, channels, H, W)
+        means = query_key.mean((3, 4)).transpose(0, 1)  # (2, B, channels)
+        query_gate, key_gate = (means @ self.channel_weights).sigmoid()[..., None, None]
+        query, key = query_key.unbind(1)
+        return (query * query_gate).addcmul_(key, key_gate)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        """The same: Φ(q), to which Φ(k) is added."""
+        context = None
+        rows = self.spatial_fc.weight.unflatten(1, (2, -1))
+        for index in range(2):
+            branch = self.query_key(x, (index, 2))
+            gate = F.conv2d(self.spatial_act(self.spatial_conv(branch, (index, 2))), rows[index : index + 1, index])
+            branch = branch * gate.sigmoid()
+            gate = (branch.mean((2, 3)) @ self.channel_weights[index]).sigmoid()[..., None, None]
+            context = branch * gate if context is None else context.addcmul_(branch, gate)
+        return context
+
+
+class FusedBlock(nn.Module):
+    """The fast form of a block: the norms are in the weights of the 1×1 convolutions beside them."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        integration, mlp = block.integration, block.mlp
+        fold_norm_after(integration.fc1, integration.norm)
+        fold_norm_before(mlp.norm, mlp.fc1)
+        self.integration = Expansion((integration.fc1, False), (integration.conv, True), (integration.fc2, False))
+        self.token_mixer = block.token_mixer
+        self.mlp = Expansion((mlp.fc1, True), (mlp.fc2, False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → the same shape."""
+        for part in (self.integration, self.token_mixer, self.mlp):
+            x = add_to(part(x), x)
+        return x
+
+
+FUSED = {AdditiveTokenMixer: FusedAdditiveTokenMixer, Block: FusedBlock}
