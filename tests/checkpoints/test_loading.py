@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from pickle import UnpicklingError
 
 import pytest
@@ -17,6 +18,7 @@ from helpers import (
     backbone_weights,
     expected,
     image,
+    load_tool,
     relative_error,
     weights,
 )
@@ -274,6 +276,35 @@ def test_a_hostile_file_is_refused_by_mmengine_and_all_who_use_it(detector, segm
         with pytest.raises(UserError, match=r"hostile\.pth asks to load io\.open"):
             attempt()
     assert not marker.exists()
+
+
+INIT_OF_BACKBONE = [
+    "model.backbone.init_cfg._delete_=True",  # the sample data's is None
+    "model.backbone.init_cfg.type=Pretrained",
+    "model.backbone.init_cfg.checkpoint=hostile.pth",
+]
+# of a module that is not ours, and so is loaded by MMEngine
+INIT_OF_NECK = ["model.neck.init_cfg.type=Pretrained", "model.neck.init_cfg.checkpoint=hostile.pth"]
+WAYS = {
+    "test": ("test", "hostile.pth", "--sample", "--cfg-options", *SETTINGS),
+    "train, resumed": ("train", "--sample", "--resume", "hostile.pth", "--cfg-options", *SETTINGS),
+    "train, load_from": ("train", "--sample", "--cfg-options", *SETTINGS, "load_from=hostile.pth"),
+    "train, init_cfg": ("train", "--sample", "--cfg-options", *SETTINGS, *INIT_OF_BACKBONE),
+    "train, init_cfg of the neck": ("train", "--sample", "--cfg-options", *SETTINGS, *INIT_OF_NECK),
+}
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("own_process", "detector")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hostile_file_is_refused_by_the_tools(way, ground, refusal, monkeypatch):
+    monkeypatch.chdir(ground)
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, "meta": Touch("marker")}, "hostile.pth")
+    name, *args = WAYS[way]
+    assert "hostile.pth asks to load" in refusal(
+        load_tool(name).main, f"{name}.py", "detector.py", *args, "--work-dir", f"work_dirs/{way}"
+    )
+    assert not Path("marker").exists()
 
 
 @pytest.mark.stack
