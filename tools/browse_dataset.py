@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcare.cli import config_parser, read_config, run
 from mmcare.errors import UserError
-from mmcare.runs import check_inputs
+from mmcare.runs import check_inputs, explain_config_faults
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def check_outlet(args: Namespace) -> None:
-    """Refuses to run through a whole data set with nobody to see it."""
+    """Refuse to run through a whole data set with nobody to see it."""
     if args.not_show and not args.output_dir:
         raise UserError("--not-show leaves nothing to do without --output-dir: give one, or leave --not-show out")
     has_screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -55,8 +55,9 @@ def browse(cfg: Config, args: Namespace) -> None:
     from mmengine.utils import track_iter_progress
 
     init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # nothing goes to a log
+    with explain_config_faults(cfg, splits=("train",)):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # nothing goes to a log
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.number or len(dataset), len(dataset))
     for index in track_iter_progress((range(number), number)):
@@ -74,7 +75,7 @@ def browse(cfg: Config, args: Namespace) -> None:
 
 
 def drawable(sample: Any) -> Any:
-    """The sample with its boxes as a tensor and its masks as an array: what MMDetection's visualizer can draw."""
+    """Return the sample with boxes as a tensor and masks as an array, which MMDetection's visualizer can draw."""
     instances = getattr(sample, "gt_instances", None)
     if instances is not None:
         if hasattr(instances.get("bboxes"), "tensor"):

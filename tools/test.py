@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mmcare.cli import read_run_config, run, run_parser
 from mmcare.data import innermost_datasets
 from mmcare.errors import UserError
-from mmcare.runs import build_runner, check_checkpoint, check_inputs, task_of
+from mmcare.runs import build_runner, check_checkpoint, check_inputs, explain_config_faults, task_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -53,10 +53,11 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     cfg.resume = False
     check_inputs(cfg, splits=("test",), weights=False)  # the checkpoint brings the weights
-    runner = build_runner(cfg, require_all=True)
-    if args.out and detection:
-        dump_detections(runner, args.out)
-    runner.test()
+    with explain_config_faults(cfg, splits=("test",)):
+        runner = build_runner(cfg, require_all=True)
+        if args.out and detection:
+            dump_detections(runner, args.out)
+        runner.test()
 
 
 def visualize(cfg: Config, args: Namespace, detection: bool) -> None:
@@ -80,7 +81,7 @@ def visualize(cfg: Config, args: Namespace, detection: bool) -> None:
 
 
 def augment(cfg: Config, detection: bool) -> None:
-    """Wraps the model in the one that merges the predictions for an image's augmented copies."""
+    """Wrap the model in the one that merges the predictions for an image's augmented copies."""
     if detection:
         set_default_tta(cfg)
     elif not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
@@ -91,7 +92,7 @@ def augment(cfg: Config, detection: bool) -> None:
 
 
 def set_default_tta(cfg: Config) -> None:
-    """MMDetection's defaults: the image and its mirror image, merged by non-maximum suppression."""
+    """Give a config MMDetection's defaults: the image and its mirror image, merged by non-maximum suppression."""
     if (cfg.model.get("roi_head") or {}).get("mask_head"):
         raise UserError(f"--tta: MMDetection cannot merge masks, which the model of {cfg.filename} predicts")
     if "tta_model" not in cfg:

@@ -3,9 +3,23 @@
 Importing this costs nothing: whatever needs torch or MMEngine is imported when a function is called.
 """
 
+from .config_faults import explain_config_faults
 from .configs import TASKS, load_config, task_of
+from .curves import draw_curves, read_curves, summarize
 from .launchers import LAUNCHERS
 from .preflight import check_inputs
 from .runner import build_runner, check_checkpoint
 
-__all__ = ["LAUNCHERS", "TASKS", "build_runner", "check_checkpoint", "check_inputs", "load_config", "task_of"]
+__all__ = [
+    "LAUNCHERS",
+    "TASKS",
+    "build_runner",
+    "check_checkpoint",
+    "check_inputs",
+    "draw_curves",
+    "explain_config_faults",
+    "load_config",
+    "read_curves",
+    "summarize",
+    "task_of",
+]

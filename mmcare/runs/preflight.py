@@ -46,7 +46,7 @@ class _Need:
 
 
 def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
-    """Looks for everything on this machine's disks that a run of the config reads.
+    """Look for everything on this machine's disks that a run of the config reads.
 
     Args:
         cfg: the config, complete, with the command line's options merged.
@@ -110,7 +110,7 @@ def _of_evaluator(evaluator: dict[str, Any] | list[dict[str, Any]] | None) -> It
 
 
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
-    """Every ``init_cfg`` of type Pretrained in a model's config, with its key for ``--cfg-options``."""
+    """Yield every ``init_cfg`` of type Pretrained in a model's config, with its key for ``--cfg-options``."""
     if isinstance(node, dict):
         init = node.get("init_cfg")
         if isinstance(init, dict) and _type_name(init) in ("Pretrained", "PretrainedInit") and init.get("checkpoint"):
@@ -125,7 +125,7 @@ def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
 
 
 def _type_name(cfg: dict[str, Any]) -> str:
-    """``CARE`` of ``type="mmcare.CARE"`` and of ``type=CARE``."""
+    """Return ``CARE`` for ``type="mmcare.CARE"`` and for ``type=CARE``."""
     kind = cfg.get("type", "dataset")
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
@@ -135,7 +135,7 @@ def _is_remote(path: str) -> bool:
 
 
 def _fault(need: _Need) -> str | None:
-    """What is wrong with a path, None where nothing is."""
+    """Return what is wrong with a path, None where nothing is."""
     path = Path(need.path)
     try:
         size = path.stat().st_size

@@ -19,7 +19,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
-from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.checkpoints import read_checkpoint
 from mmcare.data.sample import prepare
 from mmcare.data.sample.overlay import overlay_sample
 

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmcare import CARE, CASViT, UserError
-from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.checkpoints import read_checkpoint
 from mmcare.runs import build_runner
 
 RECORDER = """

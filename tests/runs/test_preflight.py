@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
+from helpers import DETECTION
 from mmengine.config import Config
 
 from mmcare import UserError
-from mmcare.cli import config_parser
-from mmcare.runs.preflight import check_inputs
-
-CONFIG = Path(__file__).parent.parent.parent / "configs/detection/retinanet_care_s1.py"
+from mmcare.cli import config_parser, parse_cfg_options
+from mmcare.runs import check_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ def complaint(cfg, splits=("train",), weights=False):
 
 
 def test_everything_missing_is_in_one_message():
-    message = complaint(Config.fromfile(CONFIG), ("train", "val"), weights=True)
+    message = complaint(Config.fromfile(DETECTION), ("train", "val"), weights=True)
     for path in (
         "data/coco/annotations/instances_train2017.json",
         "data/coco/train2017/",
@@ -52,7 +51,7 @@ def test_everything_missing_is_in_one_message():
 
 
 def test_only_what_the_run_reads_is_looked_for():
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(DETECTION)
     message = complaint(cfg, ("test",))
     assert "val2017" in message
     assert "train2017" not in message
@@ -61,9 +60,9 @@ def test_only_what_the_run_reads_is_looked_for():
 
 
 def test_the_spelling_that_the_message_offers_works():
-    cfg = Config.fromfile(CONFIG)
-    args = config_parser("").parse_args([str(CONFIG), "--cfg-options", "model.backbone.init_cfg=None"])
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = Config.fromfile(DETECTION)
+    args = config_parser("").parse_args([str(DETECTION), "--cfg-options", "model.backbone.init_cfg=None"])
+    cfg.merge_from_dict(parse_cfg_options(args.cfg_options))
     assert cfg.model.backbone.init_cfg is None
     assert "CARETrans" not in complaint(cfg, ("train",), weights=True)
 

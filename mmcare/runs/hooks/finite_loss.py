@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ...checkpoints import list_names
+from ...checkpoints import list_names, unwrapped
 from ...errors import UserError
 from ...registry import HOOKS
 
@@ -30,7 +29,7 @@ class FiniteLossHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Watch what the model's forward pass returns, which is also there in distributed and compiled training."""
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         # Such as an attention mask, which a module may keep as a buffer
         self._infinite_at_start = frozenset(_not_finite(model)) & {name for name, _ in model.named_buffers()}
         self._watch = model.register_forward_hook(partial(self._check, runner), with_kwargs=True)
@@ -60,17 +59,13 @@ class FiniteLossHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Raise UserError where a weight, or a batch norm's statistic, is not finite."""
-        bad = [name for name in _not_finite(_unwrapped(runner.model)) if name not in self._infinite_at_start]
+        bad = [name for name in _not_finite(unwrapped(runner.model)) if name not in self._infinite_at_start]
         if bad:
             raise UserError(
                 f"after iteration {checkpoint['meta']['iter']} {len(bad)} of the weights and statistics are not finite "
                 f"({list_names(bad, 3)}), so they were not saved: lower the learning rate, and continue from the last "
                 "checkpoint with --resume"
             )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _not_finite(model: nn.Module) -> list[str]:

@@ -1,0 +1,135 @@
+"""What in a config does not fit the classes that it names, told in one sentence.
+
+MMEngine builds a config's parts one by one, in the middle of a run, and ends in a stack trace where there is no such
+class, or where the class does not take what the config gives it. Which part it was is found out here, by holding the
+config against MMEngine's registries and the signatures of the classes in them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+class _Place(NamedTuple):
+    """Where a config names a class: the registry that it is looked up in, and what of its arguments is known."""
+
+    registry: str
+    others: Collection[str] | None = ()
+    """Arguments that whoever builds it adds or takes away; None where these may be any."""
+    complete: bool = True
+    """Whether the config gives all other arguments, and nobody around it adds one."""
+    must_have_type: bool = True
+
+
+_DATASET = r"\w+_dataloader\.dataset(\.datasets?)*"
+_PLACES = {
+    r"model": _Place("MODELS"),
+    r"model\.(.+\.)?(module|backbone|neck|data_preprocessor|\w+_head|\w+_roi_extractor)": _Place(
+        "MODELS", complete=False, must_have_type=False
+    ),
+    r"model\..+\.loss_\w+": _Place("MODELS", others=None),
+    _DATASET: _Place("DATASETS"),
+    rf"{_DATASET}\.pipeline": _Place("TRANSFORMS"),
+    r"\w+_dataloader\.sampler": _Place("DATA_SAMPLERS", ("dataset", "seed")),
+    r"\w+_dataloader\.batch_sampler": _Place("DATA_SAMPLERS", ("sampler", "batch_size")),
+    r"\w+_evaluator(\.metrics)?": _Place("METRICS"),
+    r"(default_hooks\.\w+|custom_hooks)": _Place("HOOKS", ("priority",)),
+    r"(train|val|test)_cfg": _Place("LOOPS", ("runner", "dataloader", "evaluator"), must_have_type=False),
+    r"optim_wrapper": _Place("OPTIM_WRAPPERS", ("optimizer", "constructor", "paramwise_cfg"), must_have_type=False),
+    r"optim_wrapper\.optimizer": _Place("OPTIMIZERS", ("params",)),
+    r"param_scheduler": _Place("PARAM_SCHEDULERS", ("optimizer", "convert_to_iter_based", "epoch_length")),
+    r"visualizer": _Place("VISUALIZERS", ("name", "save_dir")),
+    r"visualizer\.vis_backends": _Place("VISBACKENDS", ("save_dir",)),
+    r"log_processor": _Place("LOG_PROCESSORS", must_have_type=False),
+}
+"""What MMEngine's Runner builds of a config, by a pattern for its dotted key without the numbers of lists."""
+
+
+@contextmanager
+def explain_config_faults(cfg: Config, splits: Sequence[str]) -> Iterator[None]:
+    """Raise a UserError where something within fails because the config does not fit what it names.
+
+    Args:
+        cfg: the config from which something is built within.
+        splits: whose parts of the config are used, of "train", "val" and "test".
+    """
+    try:
+        yield
+    except (KeyError, TypeError) as error:  # for a class that does not exist, and for arguments that it does not take
+        fault = fault_of_config(cfg, splits)
+        if fault is None:
+            raise
+        raise UserError(fault) from error
+
+
+def fault_of_config(cfg: Config, splits: Sequence[str]) -> str | None:
+    """Return what does not fit in the parts of a config that a run on these splits builds, None where all fits."""
+    of_others = {"train", "val", "test"} - set(splits)
+    for key, part in cfg.items():
+        owner = "train" if key in ("optim_wrapper", "param_scheduler") else key.partition("_")[0]
+        if owner in of_others:
+            continue
+        for path, node in _dicts(part, key):
+            plain = re.sub(r"\.\d+", "", path)
+            place = next((place for pattern, place in _PLACES.items() if re.fullmatch(pattern, plain)), None)
+            fault = place and _fault_of_part(node, place, cfg.get("default_scope"))
+            if fault:
+                return f"the config's {path} {fault}"
+    return None
+
+
+def _dicts(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every dict in a part of a config, with its dotted key as ``--cfg-options`` takes it."""
+    if isinstance(node, dict):
+        yield path, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, child in children:
+        yield from _dicts(child, f"{path}.{key}")
+
+
+def _fault_of_part(node: dict[str, Any], place: _Place, scope: str | None) -> str | None:
+    from mmengine import registry as registries
+
+    if "type" not in node:
+        # A dict with metrics is an evaluator, by default MMEngine's own.
+        return "has no type: name its class" if place.must_have_type and "metrics" not in node else None
+    target = node["type"]
+    name = target if isinstance(target, str) else target.__name__
+    if place.registry == "METRICS" and "metrics" in node:
+        place = _Place("EVALUATOR")
+    if isinstance(target, str):
+        registry: registries.Registry = getattr(registries, place.registry)
+        with registry.switch_scope_and_registry(node.get("_scope_", scope)) as own:
+            target = own.get(name)
+    if target is None:
+        return f"has type={name!r}, which is not registered: check the name, and that its package is installed"
+    if place.others is None:
+        return None
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # not every function of C says what it takes
+        return None
+    given = {*node, *place.others} - {"type", "_scope_"}
+    kinds = {parameter.kind for parameter in parameters.values()}
+    unknown = given - set(parameters) - set(place.others)
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        return f"does not fit {name}, which takes no {' and no '.join(sorted(unknown))}: check the spelling"
+    required = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    missing = [parameter for parameter in required if parameter not in given]
+    if missing and place.complete:
+        return f"does not fit {name}, which needs {' and '.join(missing)}: complete it"
+    return None
