@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmcare.cli import read_run_config, run, run_parser
 from mmcare.errors import UserError
-from mmcare.runs import build_runner, check_checkpoint, check_inputs
+from mmcare.runs import build_runner, check_checkpoint, check_inputs, explain_config_faults
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -65,22 +65,21 @@ def main() -> None:
 
 
 def train(cfg: Config, amp: bool) -> None:
-    from mmcare.runs.hooks import FiniteLossHook
-    from mmcare.checkpoints.resuming import choose_checkpoint
-    from mmcare.checkpoints.saving import guard_checkpoint_saving
+    from mmcare.checkpoints import choose_checkpoint, guard_checkpoint_saving
 
     checkpoint, note = choose_checkpoint(cfg) if cfg.get("resume") else (None, None)
+    if checkpoint:
+        cfg.load_from = checkpoint  # MMEngine itself would take what last_checkpoint names, be it half a file
     check_inputs(cfg, splits=("train", "val"), weights=True)
     if amp:
         enable_amp(cfg)
     guard_checkpoint_saving(cfg)
-    runner = build_runner(cfg, require_all=cfg.get("resume", False))
-    runner.register_hook(FiniteLossHook())
-    if note:
-        runner.logger.warning(note)
-    if checkpoint:
-        runner._load_from = checkpoint  # MMEngine itself would take what last_checkpoint names, be it half a file
-    runner.train()
+    with explain_config_faults(cfg, splits=("train", "val")):
+        runner = build_runner(cfg, require_all=cfg.get("resume", False))
+        runner.register_hook(dict(type="mmcare.FiniteLossHook"))
+        if note:
+            runner.logger.warning(note)
+        runner.train()
 
 
 def scale_lr(cfg: Config) -> None:
@@ -93,9 +92,10 @@ def scale_lr(cfg: Config) -> None:
 
 
 def refuse_overwriting(cfg: Config) -> None:
-    """Refuses a work folder with checkpoints of another training: this one would write epoch_1.pth over theirs."""
+    """Refuse a work folder with checkpoints of another training: this one would write epoch_1.pth over theirs."""
     folder = Path(cfg.work_dir)
-    resumed_here = cfg.get("resume") and (not cfg.load_from or Path(cfg.load_from).resolve().parent == folder.resolve())
+    source = cfg.get("load_from")
+    resumed_here = cfg.get("resume") and (not source or Path(source).resolve().parent == folder.resolve())
     checkpoints = sorted(path.name for path in folder.glob("*.pth"))
     if checkpoints and not resumed_here:
         raise UserError(
@@ -114,7 +114,7 @@ def enable_amp(cfg: Config) -> None:
         raise UserError(f"--amp replaces an OptimWrapper, and {cfg.filename} has a {kind}: remove one of the two")
     device = get_device()
     if device == "cpu":
-        wrapper.type = "mmcare.runs.amp.CpuAmpOptimWrapper"
+        wrapper.type = "mmcare.CpuAmpOptimWrapper"
         for option in ("loss_scale", "dtype"):
             wrapper.pop(option, None)
     elif device == "mps":
