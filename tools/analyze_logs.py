@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from argparse import Namespace
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mmcare.cli import Parser, run
 from mmcare.errors import UserError
 from mmcare.files import write_picture
+from mmcare.runs import draw_curves, read_curves, summarize
 
 FORMATS = (".png", ".svg", ".pdf", ".jpg")
-_NOT_METRICS = {"step", "time", "data_time"}
-
-
-@dataclass
-class Curves:
-    """What a training logged: the loss by iteration, and the metrics of each validation by epoch or iteration."""
-
-    unit: str  # "epoch", or "iteration" in iteration-based training
-    loss: dict[int, float] = field(default_factory=dict)
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    def metric(self, name: str) -> dict[int, float]:
-        return {step: values[name] for step, values in sorted(self.metrics.items()) if name in values}
-
-    def metric_names(self) -> list[str]:
-        return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
 
 
 def parse_args() -> Namespace:
@@ -46,124 +26,9 @@ def main() -> None:
     if out.suffix not in FORMATS:
         raise UserError(f"--out is drawn as {', '.join(FORMATS)}: give a name that ends so instead of {out}")
     curves = read_curves(args.work_dir)
-    print(summary(curves))
-    write_picture(draw(curves, args.work_dir.resolve().name), out)
+    print(summarize(curves))
+    write_picture(draw_curves(curves, args.work_dir.resolve().name), out)
     print(f"curves: {out}")
-
-
-def read_curves(work_dir: Path) -> Curves:
-    """The newest training in a work folder, joined with those that it resumed.
-
-    Raises:
-        UserError: no training has logged anything there, or a log is damaged.
-    """
-    logs = sorted([*work_dir.glob("vis_data/scalars.json"), *work_dir.glob("*/vis_data/scalars.json")])
-    runs = [(log, records) for log in logs if any(map(of_training, records := read_records(log)))]
-    if not runs:
-        raise UserError(f"{work_dir} has no log of a training (<time>/vis_data/scalars.json): give a work folder")
-    first = len(runs) - 1
-    while first > 0 and is_resumed(runs[first][0]):
-        first -= 1
-    curves = Curves(unit="epoch" if any("epoch" in record for record in runs[-1][1]) else "iteration")
-    for _, records in runs[first:]:
-        append(curves, records)
-    return curves
-
-
-def read_records(log: Path) -> list[dict[str, Any]]:
-    """The records of a log, one a line. A run that was killed may have left half of its last line."""
-    lines = log.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"line {number} of {log} is damaged: remove that line") from error
-    return records
-
-
-def of_training(record: dict[str, Any]) -> bool:
-    return "iter" in record and "loss" in record
-
-
-def is_resumed(log: Path) -> bool:
-    config = log.with_name("config.py")
-    return config.is_file() and bool(re.search(r"^resume = True$", config.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def append(curves: Curves, records: list[dict[str, Any]]) -> None:
-    """Adds a run to what it resumed; what was logged after the checkpoint it started from is replaced."""
-    start = next(filter(of_training, records))
-    first_metric = start["epoch"] if curves.unit == "epoch" else start["step"]
-    curves.loss = {step: value for step, value in curves.loss.items() if step < start["step"]}
-    curves.metrics = {step: values for step, values in curves.metrics.items() if step < first_metric}
-    for record in records:
-        if of_training(record):
-            curves.loss[record["step"]] = record["loss"]
-            continue
-        # COCO's -1 says that there are no objects of that size.
-        values = {name: value for name, value in record.items() if name not in _NOT_METRICS and value != -1}
-        if values:
-            curves.metrics[record["step"]] = values
-
-
-def smooth(values: list[float]) -> list[float]:
-    """Exponential moving average over about a twentieth of the curve; what is not a number is left out."""
-    keep = 1 - 2 / (max(len(values) / 20, 1) + 1)
-    total = weight = 0.0
-    means = []
-    for value in values:
-        if math.isfinite(value):
-            total = keep * total + value
-            weight = keep * weight + 1
-        means.append(total / weight if weight else math.nan)
-    return means
-
-
-def summary(curves: Curves) -> str:
-    """The loss in a line and the metrics in a table: best value, where it was reached, last value."""
-    steps = sorted(curves.loss)
-    loss = [curves.loss[step] for step in steps]
-    lines = [f"loss {loss[0]:.4g} at iteration {steps[0]}, {loss[-1]:.4g} at iteration {steps[-1]}"]
-    broken = next((step for step in steps if not math.isfinite(curves.loss[step])), None)
-    if broken is not None:
-        lines.append(f"The loss is not a finite number from iteration {broken} on.")
-    rows = [("metric", "best", f"at {curves.unit}", "last")]
-    for name in curves.metric_names():
-        curve = curves.metric(name)
-        better = min if "loss" in name.lower() else max
-        best = better(curve, key=lambda step, curve=curve: curve[step])
-        rows.append((name, f"{curve[best]:.4g}", str(best), f"{curve[max(curve)]:.4g}"))
-    if len(rows) == 1:
-        return "\n".join([*lines, "Nothing was validated yet."])
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join(lines)
-
-
-def draw(curves: Curves, title: str):
-    """A matplotlib figure: the loss, and below it the metrics where there are any."""
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
-
-    names = curves.metric_names()
-    figure = Figure(figsize=(9, 8 if names else 4), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(2 if names else 1, squeeze=False)[:, 0]
-    steps = sorted(curves.loss)
-    loss = [curves.loss[step] for step in steps]
-    panels[0].plot(steps, loss, color="tab:blue", alpha=0.3, label="as logged")
-    panels[0].plot(steps, smooth(loss), color="tab:blue", label="smoothed")
-    panels[0].set(xlabel="iteration", ylabel="loss")
-    for name in names:
-        curve = curves.metric(name)
-        panels[1].plot(list(curve), list(curve.values()), marker=".", label=name)
-    if names:
-        panels[1].set(xlabel=curves.unit, ylabel="metric on the validation data")
-    for panel in panels:
-        panel.grid(alpha=0.3)
-        panel.legend()
-    return figure
 
 
 if __name__ == "__main__":

@@ -1,26 +1,15 @@
 """Curves from logs as MMEngine writes them: joined over resumed runs, of a killed run, of both kinds of training."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import load_tool, run_tool, succeed
 
-TOOL = Path(__file__).parent.parent.parent / "tools/analyze_logs.py"
+from mmcare.files import write_picture
+from mmcare.runs import draw_curves, read_curves, summarize
+from mmcare.runs.curves import smooth
+
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def analyze(*args, cwd):
-    return subprocess.run([sys.executable, TOOL, *map(str, args)], cwd=cwd, capture_output=True, text=True)
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    import analyze_logs
-
-    return analyze_logs
 
 
 def train(step, loss, epoch=None):
@@ -53,82 +42,67 @@ def test_table_and_picture(tmp_path):
         *epoch(3, 1.0, **{"coco/bbox_mAP": 0.2, "coco/bbox_mAP_s": -1.0}),
     ]
     write_run(tmp_path / "run", "20260101_000000", records)
-    done = analyze("run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert ["coco/bbox_mAP", "0.3", "2", "0.2"] in [line.split() for line in done.stdout.splitlines()]
-    assert "bbox_mAP_s" not in done.stdout  # -1: there are no such objects
+    table = succeed(run_tool("analyze_logs", "run", cwd=tmp_path))
+    assert ["coco/bbox_mAP", "0.3", "2", "0.2"] in [line.split() for line in table.splitlines()]
+    assert "bbox_mAP_s" not in table  # -1: there are no such objects
     assert (tmp_path / "run/curves.png").read_bytes().startswith(PNG)
 
-    done = analyze("run", "--out", "new/curve.png", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed(run_tool("analyze_logs", "run", "--out", "new/curve.png", cwd=tmp_path))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.png"]
 
 
-def test_resumed_runs_are_joined_and_replace_what_they_repeat(tool, tmp_path):
+def test_resumed_runs_are_joined_and_replace_what_they_repeat(tmp_path):
     write_run(tmp_path, "20260101_000000", epoch(1, 99.0, mAP=0.99))  # another training, not resumed
     write_run(
         tmp_path, "20260102_000000", [*epoch(1, 3.0, mAP=0.1), *epoch(2, 50.0, mAP=0.5), *epoch(3, 50.0, mAP=0.5)]
     )
     write_run(tmp_path, "20260103_000000", epoch(2, 2.0, mAP=0.2), resume=True)
     write_run(tmp_path, "20260104_000000", [])  # a test run
-    curves = tool.read_curves(tmp_path)
+    curves = read_curves(tmp_path)
     assert curves.loss == {1: 3.0, 2: 3.0, 3: 2.0, 4: 2.0}
     assert curves.metric("mAP") == {1: 0.1, 2: 0.2}
     assert curves.unit == "epoch"
 
 
-def test_the_newest_training_is_not_joined_with_what_it_did_not_resume(tool, tmp_path):
+def test_the_newest_training_is_not_joined_with_what_it_did_not_resume(tmp_path):
     write_run(tmp_path, "20260101_000000", [train(10, 3.0), train(20, 3.0), val(20, mIoU=10.0)])
     write_run(tmp_path, "20260102_000000", [train(50, 2.0), val(50, mIoU=20.0)])
-    curves = tool.read_curves(tmp_path)
+    curves = read_curves(tmp_path)
     assert curves.loss == {50: 2.0}
     assert curves.metric("mIoU") == {50: 20.0}
 
 
-def test_iteration_based_training(tool, tmp_path):
+def test_iteration_based_training(tmp_path):
     write_run(tmp_path, "20260101_000000", [train(50, 2.0), train(100, 1.5), val(100, mIoU=20.0), train(150, 9.0)])
     write_run(tmp_path, "20260102_000000", [train(150, 1.0), val(200, mIoU=30.0)], resume=True)
-    curves = tool.read_curves(tmp_path)
+    curves = read_curves(tmp_path)
     assert curves.unit == "iteration"
     assert curves.loss == {50: 2.0, 100: 1.5, 150: 1.0}
     assert curves.metric("mIoU") == {100: 20.0, 200: 30.0}
 
 
-def test_half_a_last_line_is_left_out(tool, tmp_path):
+def test_half_a_last_line_is_left_out(tmp_path):
     write_run(tmp_path, "20260101_000000", epoch(1, 3.0, mAP=0.1), ending='{"lr": 1e-4, "lo')
-    assert tool.read_curves(tmp_path).loss == {1: 3.0, 2: 3.0}
+    assert read_curves(tmp_path).loss == {1: 3.0, 2: 3.0}
 
 
-def test_a_loss_that_is_not_finite_is_told_and_drawn_around(tool, tmp_path):
+def test_a_loss_that_is_not_finite_is_told_and_drawn_around(tmp_path):
     write_run(tmp_path, "20260101_000000", [train(1, 2.0), train(2, float("nan")), train(3, 1.0)])
-    curves = tool.read_curves(tmp_path)
-    assert "not a finite number from iteration 2" in tool.summary(curves)
-    assert "Nothing was validated yet." in tool.summary(curves)
-    assert tool.smooth([2.0, float("nan"), 1.0]) == [2.0, 2.0, 1.0]
-    tool.write_picture(tool.draw(curves, "title"), tmp_path / "curve.svg")
+    curves = read_curves(tmp_path)
+    assert "not a finite number from iteration 2" in summarize(curves)
+    assert "Nothing was validated yet." in summarize(curves)
+    assert smooth([2.0, float("nan"), 1.0]) == [2.0, 2.0, 1.0]
+    write_picture(draw_curves(curves, "title"), tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
-def test_smoothing_is_a_weighted_mean_of_the_past(tool):
+def test_smoothing_is_a_weighted_mean_of_the_past():
     values = [1.0] * 50 + [2.0] * 50
-    smoothed = tool.smooth(values)
+    smoothed = smooth(values)
     assert smoothed[:50] == pytest.approx([1.0] * 50)
     assert smoothed[50:] == sorted(smoothed[50:])
     assert 1.0 < smoothed[50] < 1.5
     assert smoothed[-1] == pytest.approx(2.0, abs=1e-3)
-
-
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tool, tmp_path):
-    class Failing:
-        def savefig(self, path, **settings):
-            Path(path).write_bytes(b"half a pict")
-            raise RuntimeError
-
-    (tmp_path / "curve.png").write_bytes(b"old")
-    with pytest.raises(RuntimeError):
-        tool.write_picture(Failing(), tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 @pytest.mark.parametrize(
@@ -142,18 +116,11 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tool, tmp_path):
         ([], "work_dir"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(tool, tmp_path, monkeypatch, capsys, args, told):
+def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, refusal, args, told):
     write_run(tmp_path / "run", "20260101_000000", epoch(1, 3.0))
     write_run(tmp_path / "damaged", "20260101_000000", epoch(1, 3.0))
     log = tmp_path / "damaged/20260101_000000/vis_data/scalars.json"
     log.write_text(log.read_text().replace('"lr"', "lr").replace("lr", '"lr"', 1))
     (tmp_path / "occupied").write_text("a file")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["analyze_logs.py", *args])
-    with pytest.raises(SystemExit) as ended:
-        tool.run(tool.main)
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert told in error
-    assert error.count("\n") == 1
+    assert told in refusal(load_tool("analyze_logs").main, "analyze_logs", *args)
