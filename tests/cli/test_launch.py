@@ -1,7 +1,6 @@
 """``python -m mmcare.cli.launch``: torchrun that leaves a tool's sentence the last word."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -22,15 +21,31 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def command(processes, program, *args):
-    return [sys.executable, "-m", "mmcare.cli.launch", f"--nproc-per-node={processes}", program, *args]
+OURS = ["mmcare.cli.launch"]
+TORCHRUN = ["torch.distributed.run", "--standalone"]
+MISTAKEN = """
+from mmcare.cli import run
+from mmcare.errors import UserError
+
+def main():
+    raise UserError("there is no config: check the path")
+
+run(main)
+"""
 
 
-def test_a_mistake_is_told_once_and_last():
-    args = [ROOT / "tools/train.py", "nowhere.py", "--launcher", "pytorch"]
-    done = subprocess.run(command(2, *args), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert re.fullmatch("error: there is no config nowhere.py.*\n", done.stderr)
+def command(processes, program, launcher=OURS):
+    return [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", program]
+
+
+@pytest.mark.parametrize("launcher", [OURS, TORCHRUN], ids=["ours", "torchrun"])
+def test_a_mistake_is_told_once_by_the_first_process_and_last_here(tmp_path, launcher):
+    (tmp_path / "tool.py").write_text(MISTAKEN)
+    done = subprocess.run(command(2, "tool.py", launcher), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("error: there is no config: check the path\n") == 1
+    if launcher is OURS:
+        assert (done.returncode, done.stderr) == (2, "error: there is no config: check the path\n")
 
 
 def test_a_crash_keeps_its_trace_and_torchruns_report(tmp_path):

@@ -1,27 +1,18 @@
 """tools/browse_dataset.py and tools/print_config.py: pictures with their annotations, configs as a run has them."""
 
-import os
-import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers import CONFIGS, load_tool, run_tool, succeed
 from mmengine.config import Config
 
-from mmcare import cli
-from mmcare.data.sample import SEMANTIC_PALETTE, prepare
-from mmcare.data.sample.overlay import overlay_sample
+from mmcare.data.sample import SEMANTIC_PALETTE, overlay_sample, prepare
 
-ROOT = Path(__file__).parent.parent.parent
-CONFIGS = ROOT / "configs"
 DETECTION = CONFIGS / "detection/mask_rcnn_care_s1.py"
 SEGMENTATION = CONFIGS / "segmentation/upernet_casvit_xs.py"
-browse_dataset, print_config = (
-    runpy.run_path(str(ROOT / f"tools/{name}.py")) for name in ("browse_dataset", "print_config")
-)
+browse_dataset, print_config = load_tool("browse_dataset"), load_tool("print_config")
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +23,11 @@ def ground(tmp_path_factory):
     return folder
 
 
-def succeed(name, *args, cwd):
-    env = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    command = [sys.executable, ROOT / f"tools/{name}.py", *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def fails(monkeypatch, capsys, tmp_path):
-    """Runs a tool that is to refuse in this process, and returns what it says."""
+@pytest.fixture(autouse=True)
+def _in_empty_folder_without_a_screen(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for screen in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(screen, raising=False)
-
-    def fails(tool, *args):
-        monkeypatch.setattr(sys, "argv", ["tool", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.run(tool["main"])
-        assert ended.value.code == 2
-        return capsys.readouterr().err
-
-    return fails
 
 
 # -- browse_dataset.py -------------------------------------------------------------------------------------------------
@@ -62,9 +35,8 @@ def fails(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.stack
 def test_boxes_and_masks_are_drawn_on_the_training_images(ground):
-    succeed(
-        "browse_dataset", DETECTION, "--sample", "--not-show", "--output-dir", "boxes/new", "--number", 3, cwd=ground
-    )
+    options = ["--sample", "--not-show", "--output-dir", "boxes/new", "--number", 3]
+    succeed(run_tool("browse_dataset", DETECTION, *options, cwd=ground))
     drawn = sorted((ground / "boxes/new").iterdir())
     assert [path.name for path in drawn] == ["000000000001.jpg", "000000000002.jpg", "000000000003.jpg"]
     for path in drawn:
@@ -79,7 +51,7 @@ def test_boxes_and_masks_are_drawn_on_the_training_images(ground):
 @pytest.mark.stack
 def test_label_maps_are_drawn_on_the_training_images(ground):
     options = ["--sample", "--not-show", "--output-dir", "labels", "--number", 2]
-    succeed("browse_dataset", SEGMENTATION, *options, "--cfg-options", "visualizer.alpha=1.0", cwd=ground)
+    succeed(run_tool("browse_dataset", SEGMENTATION, *options, "--cfg-options", "visualizer.alpha=1.0", cwd=ground))
     drawn = sorted((ground / "labels").iterdir())
     assert [path.name for path in drawn] == ["ADE_train_00000001.jpg", "ADE_train_00000002.jpg"]
     for path in drawn:
@@ -98,19 +70,28 @@ def test_label_maps_are_drawn_on_the_training_images(ground):
         (["nix.py", "--not-show", "--output-dir", "x"], "there is no config nix.py"),
         ([DETECTION, "--not-show", "--output-dir", "/dev/null/x"], "the folder /dev/null/x cannot be made"),
         ([CONFIGS / "_base_/runtime/detection.py", "--not-show", "--output-dir", "x"], f"{CONFIGS}/_base_/runtime/"),
-        ([DETECTION, "--not-show", "--output-dir", "x"], "files that this run reads are missing:\n  data/coco/annot"),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen is taken for granted")
-def test_a_mistake_in_browsing_is_told(fails, args, message):
-    assert fails(browse_dataset, *args).startswith(f"error: {message}")
+def test_a_mistake_in_browsing_is_told(refusal, args, message):
+    assert refusal(browse_dataset.main, "browse_dataset", *args).startswith(message)
 
 
-def test_browsing_asks_for_no_weights_and_no_validation_data(fails):
-    said = fails(browse_dataset, DETECTION, "--not-show", "--output-dir", "x")
-    assert "train2017" in said
-    assert "val2017" not in said
-    assert "checkpoints/" not in said
+def test_browsing_asks_for_no_weights_and_no_validation_data(in_process):
+    status, printed = in_process(browse_dataset.main, "browse", DETECTION, "--not-show", "--output-dir", "x")
+    assert status == 2
+    assert printed.err.startswith("error: files that this run reads are missing:\n  data/coco/annotations/")
+    assert "train2017" in printed.err
+    assert "val2017" not in printed.err
+    assert "checkpoints/" not in printed.err
+
+
+def test_a_config_that_does_not_fit_what_it_names_is_told(ground, monkeypatch, refusal):
+    monkeypatch.chdir(ground)
+    options = ["--sample", "--not-show", "--output-dir", "x"]
+    wrong = ["--cfg-options", "train_dataloader.dataset.pipeline.0.type=Load"]
+    told = refusal(browse_dataset.main, "browse", DETECTION, *options, *wrong)
+    assert told.startswith("the config's train_dataloader.dataset.pipeline.0 has type='Load'")
 
 
 # -- print_config.py ---------------------------------------------------------------------------------------------------
@@ -118,7 +99,7 @@ def test_browsing_asks_for_no_weights_and_no_validation_data(fails):
 
 def test_a_config_is_printed_as_a_run_has_it(ground):
     options = ["--sample", "--save-path", "saved/whole.py", "--cfg-options", "train_dataloader.batch_size=3"]
-    printed = succeed("print_config", SEGMENTATION, *options, cwd=ground)
+    printed = succeed(run_tool("print_config", SEGMENTATION, *options, cwd=ground))
     saved = Config.fromfile(ground / "saved/whole.py")
     assert printed.strip() == saved.pretty_text.strip()
     expected = Config.fromfile(SEGMENTATION)
@@ -138,14 +119,14 @@ def test_a_config_is_printed_as_a_run_has_it(ground):
         ([DETECTION, "--work-dir", "x"], "unrecognized arguments: --work-dir x"),
     ],
 )
-def test_a_mistake_in_printing_is_told(fails, args, message):
-    assert fails(print_config, *args).startswith(f"error: {message}")
+def test_a_mistake_in_printing_is_told(refusal, args, message):
+    assert refusal(print_config.main, "print_config", *args).startswith(message)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yml"])
-def test_other_formats_hold_the_same(monkeypatch, capsys, tmp_path, suffix):
-    monkeypatch.setattr(sys, "argv", ["tool", str(DETECTION), "--save-path", str(tmp_path / f"whole{suffix}")])
-    print_config["main"]()
+def test_other_formats_hold_the_same(in_process, tmp_path, suffix):
+    status, printed = in_process(print_config.main, "print", DETECTION, "--save-path", tmp_path / f"whole{suffix}")
+    assert status == 0
     saved = Config.fromfile(tmp_path / f"whole{suffix}")
     assert saved.model.roi_head == Config.fromfile(DETECTION).model.roi_head
-    assert "RoIAlign" in capsys.readouterr().out
+    assert "RoIAlign" in printed.out
