@@ -2,90 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-
-from .errors import UserError
-from .data.sample import CLASSES, PALETTE, SEMANTIC_PALETTE, prepare
-
-_ROWS, _COLUMNS = 4, 6
-_CELL = 190
-_ZOOM = 2
+from .cli import Parser, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmcare.sample", description=__doc__)
+    parser = Parser(prog="python -m mmcare.sample", description="Make the sample data and print where it is.")
     parser.add_argument("--root", default="data/sample", help="folder for the data (default: %(default)s)")
-    parser.add_argument("--contact-sheet", metavar="FILE.png", help="also draw some images with their annotations")
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE.png", help="also draw some images with their annotations"
+    )
     args = parser.parse_args()
-    try:
-        folder = prepare(args.root)
-        if args.contact_sheet:
-            _write_png(Path(args.contact_sheet), contact_sheet(folder))
-    except UserError as error:
-        sys.exit(str(error))
+
+    import cv2
+
+    from .data.sample import draw_contact_sheet, prepare
+    from .files import write_file
+
+    folder = prepare(args.root)
+    if args.contact_sheet:
+        write_file(args.contact_sheet, cv2.imencode(".png", draw_contact_sheet(folder))[1].tobytes())
     print(folder)
 
 
-def contact_sheet(folder: Path) -> np.ndarray:
-    """The first validation images of the data set in ``folder``, BGR: each plain, with its objects, and its label map.
-
-    The label map's black is unlabelled.
-    """
-    coco = json.loads((folder / "coco/annotations/instances_val2017.json").read_text())
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in coco["annotations"]:
-        by_image[annotation["image_id"]].append(annotation)
-
-    cells = [_cell(folder, image, by_image[image["id"]]) for image in coco["images"][: _ROWS * _COLUMNS]]
-    cells += [np.zeros_like(cells[0])] * (_ROWS * _COLUMNS - len(cells))
-    return np.vstack([np.hstack(cells[i : i + _COLUMNS]) for i in range(0, _ROWS * _COLUMNS, _COLUMNS)])
-
-
-def _cell(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> np.ndarray:
-    number = int(Path(image["file_name"]).stem)
-    plain = cv2.imread(str(folder / "coco/val2017" / image["file_name"]))
-    labels = cv2.imread(
-        str(folder / f"ade/ADEChallengeData2016/annotations/validation/ADE_val_{number:08d}.png"), cv2.IMREAD_UNCHANGED
-    )
-    palette = np.array([(0, 0, 0), *SEMANTIC_PALETTE], np.uint8)[:, ::-1]
-    larger = cv2.resize(plain, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
-    views = [larger, _annotated(larger, annotations), palette[labels].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)]
-    return np.vstack([_padded(view, _CELL * _ZOOM) for view in views])
-
-
-def _annotated(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
-    picture = picture.copy()
-    for annotation in annotations:
-        kind = annotation["category_id"] - 1
-        colour = PALETTE[kind][::-1]
-        for polygon in annotation["segmentation"]:
-            cv2.polylines(picture, [np.array(polygon).reshape(-1, 2) * _ZOOM], True, colour, 1)
-        x, y, width, height = (round(length * _ZOOM) for length in annotation["bbox"])
-        cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), (255, 255, 255), 1)
-        cv2.putText(picture, CLASSES[kind], (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3)
-        cv2.putText(picture, CLASSES[kind], (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
-    return picture
-
-
-def _padded(picture: np.ndarray, side: int) -> np.ndarray:
-    height, width = picture.shape[:2]
-    return cv2.copyMakeBorder(picture, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    try:
-        path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-    except OSError as error:
-        raise UserError(f"The contact sheet cannot be written to {path} ({error.strerror}).") from error
-
-
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def innermost_datasets(dataset: Any) -> Iterator[Any]:
-    """The datasets that read files, inside ConcatDataset, RepeatDataset and other wrappers, in their order.
+    """Yield the datasets that read files, inside ConcatDataset, RepeatDataset and other wrappers, in their order.
 
     Args:
-        dataset: the ``dataset`` of a dataloader in a config: a dict, or a ConfigDict, whose dicts then come out as
-            they stand in the config, to be read or changed. Without one nothing comes out.
+        dataset: the ``dataset`` of a dataloader in a config: a dict, or a ConfigDict, whose dicts are then
+            yielded as they stand in the config, to be read or changed. Without one nothing is.
     """
     if not isinstance(dataset, dict):
         return

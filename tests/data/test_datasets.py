@@ -2,7 +2,7 @@
 
 from mmengine.config import Config
 
-from mmcare.data.datasets import innermost_datasets
+from mmcare.data import innermost_datasets
 
 
 def test_datasets_are_found_inside_their_wrappers_in_order():

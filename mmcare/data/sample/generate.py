@@ -62,13 +62,13 @@ def prepare(root: str | Path = "data/sample", recipe: Recipe = _DEFAULT_RECIPE) 
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"The sample data cannot be written to {root} ({reason}); name a folder that can be written."
+            f"the sample data cannot be written to {root} ({reason}): name a folder that can be written"
         ) from error
     return final
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """The name of the folder for ``recipe``: changes with the recipe and with the code that makes the data."""
+    """Return the name of the folder for ``recipe``: it changes with the recipe and the code that makes the data."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(recipe), sort_keys=True).encode())
     for name in _SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
@@ -101,7 +101,7 @@ def _publish(temporary: Path, final: Path) -> None:
         if _is_complete(final):
             return
         if final.exists():
-            raise UserError(f"{final} is not a sample data set that mmcare made; move it away.") from error
+            raise UserError(f"{final} is not a sample data set that mmcare made: move it away") from error
         raise
 
 
@@ -224,7 +224,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def describe_mask(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's fields for a visible mask (H, W) without holes: polygons and tight box in pixels, area in pixels."""
+    """Return COCO's fields for a visible mask (H, W) without holes; polygons, tight box and area are in pixels."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
@@ -237,7 +237,7 @@ def describe_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _polygons(mask: np.ndarray) -> list[list[int]]:
-    """The outline of each part of ``mask`` along the pixels' edges, as x, y, x, y …"""
+    """Return the outline of each part of ``mask`` along the pixels' edges, as x, y, x, y …"""
     # OpenCV's contours run through the centres of pixels. With every pixel doubled, the first and the second of a pair
     # stand for its two edges, and (i + 1) // 2 is where that edge is.
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
@@ -246,7 +246,7 @@ def _polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _corners(path: np.ndarray) -> np.ndarray:
-    """Those points (N, 2) of a closed path at which it turns."""
+    """Return those points (N, 2) of a closed path at which it turns."""
     path = path[(path != np.roll(path, 1, axis=0)).any(axis=1)]
     before = path - np.roll(path, 1, axis=0)
     after = np.roll(path, -1, axis=0) - path

@@ -1,4 +1,4 @@
-"""Lays the sample data over a config: same model, other data, a schedule of minutes, training from scratch."""
+"""The sample data laid over a config: same model, other data, a schedule of minutes, training from scratch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CROP = (96, 96)
 
 
 def overlay_sample(cfg: Config, root: Path) -> None:
-    """Replaces, in place, what a config says of data, classes, image scale, batch, schedule and weights to start from.
+    """Replace, in place, what a config says of data, classes, image scale, batch, schedule and weights to start from.
 
     Args:
         cfg: a detection (``default_scope`` mmdet) or segmentation (mmseg) config.
@@ -69,7 +69,7 @@ def _overlay_detection(cfg: Config, root: Path) -> None:
 
 
 def _detect_small_objects(model: Config) -> None:
-    """Fits a detector to images of 100 pixels, and to learning in minutes what otherwise takes days.
+    """Fit a detector to images of 100 pixels, and to learning in minutes what otherwise takes days.
 
     Group norm in the neck and the head stands in for pretrained weights, as in "Rethinking ImageNet Pre-training"
     (https://arxiv.org/abs/1811.08883).
@@ -123,7 +123,7 @@ def _overlay_segmentation(cfg: Config, root: Path) -> None:
 
 
 def _segment_small_images(model: Config) -> None:
-    """Fits a segmentor to learning a few classes in minutes."""
+    """Fit a segmentor to learning a few classes in minutes."""
     for part in _parts(model):
         if part.get("type") == "FPN":
             part.norm_cfg = _group_norm(part.out_channels)
@@ -132,7 +132,7 @@ def _segment_small_images(model: Config) -> None:
 
 
 def _augment_little(pipeline: list[Any]) -> None:
-    """Keeps augmentation from hiding what is to be learned: colour hints at the classes, and time is short."""
+    """Keep augmentation from hiding what is to be learned: colour hints at the classes, and time is short."""
     for step in _parts(pipeline):
         if step.get("type") == "RandomResize":
             step.ratio_range = (0.9, 1.1)
@@ -141,12 +141,12 @@ def _augment_little(pipeline: list[Any]) -> None:
 
 
 def _group_norm(channels: int) -> dict[str, Any]:
-    """For a neck or head of so many channels: 32 groups, fewer where a group would have less than 4 channels."""
+    """Return the norm for a neck or head: 32 groups, fewer where a group would have less than 4 channels."""
     return dict(type="GN", num_groups=gcd(32, channels // 4))
 
 
 def _schedule(cfg: Config, steps: int, lr: float) -> None:
-    """Warm-up, a third of the steps at the full learning rate, and a cosine to its end."""
+    """Set the schedule: a warm-up, a third of the steps at the full learning rate, and a cosine to its end."""
     cfg.optim_wrapper = dict(
         type="OptimWrapper",
         optimizer=dict(type="AdamW", lr=lr, weight_decay=0.05),
@@ -168,7 +168,7 @@ def _schedule(cfg: Config, steps: int, lr: float) -> None:
 
 
 def _start_from_scratch(model: Config) -> None:
-    """No weights to start from, so batch norms learn their statistics and nothing is held back."""
+    """Take out the weights to start from, so batch norms learn their statistics and nothing is held back."""
     for part in _parts(model):
         if isinstance(part.get("init_cfg"), dict) and part.init_cfg.get("type") == "Pretrained":
             part.init_cfg = None
@@ -187,7 +187,7 @@ def _small_loaders(cfg: Config) -> None:
 
 
 def _rescaled(pipeline: list[Any]) -> list[Any]:
-    """A pipeline with the sizes of its resizing and cropping replaced."""
+    """Replace the sizes of a pipeline's resizing and cropping, and return it."""
     for step in _parts(pipeline):
         if "scale" in step:
             step.scale = SCALE
@@ -203,7 +203,7 @@ def _set(node: Any, key: str, value: Any) -> None:
 
 
 def _parts(node: Any) -> Iterator[Any]:
-    """All dicts in a config, at any depth."""
+    """Yield all dicts in a config, at any depth."""
     if isinstance(node, dict):
         yield node
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()

@@ -79,7 +79,7 @@ class Recipe:
     clutter: float = 0.1
 
     def images(self, split: Split) -> int:
-        """Number of images in ``split``."""
+        """Return the number of images in ``split``."""
         return self.train_images if split == "train" else self.val_images
 
 
@@ -158,7 +158,7 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, 
 
 
 def _recognizable(visible: np.ndarray, whole_area: float, recipe: Recipe) -> bool:
-    """Whether enough is seen of an object, and without a hole, which COCO's polygons could not express."""
+    """Tell whether enough is seen of an object, without a hole, which COCO's polygons could not express."""
     if visible.sum() < max(recipe.min_visible_pixels, recipe.min_visible_share * whole_area):
         return False
     _, hierarchy = cv2.findContours(visible.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -169,7 +169,7 @@ def _recognizable(visible: np.ndarray, whole_area: float, recipe: Recipe) -> boo
 
 
 def _outline(rng: np.random.Generator, kind: str, recipe: Recipe) -> np.ndarray:
-    """The outline of a shape about the origin, stretched a little and rotated, of any size."""
+    """Return the outline of a shape about the origin, stretched a little and rotated, of any size."""
     if kind == "star":
         points = _circle(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
     else:
@@ -205,7 +205,7 @@ def _polygon_area(outline: np.ndarray) -> float:
 
 
 def _coverage(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Share of each pixel that the outlines cover together: (H, W) float32 from 0 to 1."""
+    """Return the share of each pixel that the outlines cover together: (H, W) float32 from 0 to 1."""
     height, width = shape
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.float32)
     for outline in outlines:
@@ -218,7 +218,7 @@ def _coverage(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -> np.ndarray:
-    """A background (H, W, 3): a gradient, noise at several scales, and perhaps stripes or soft blobs."""
+    """Paint a background (H, W, 3): a gradient, noise at several scales, and perhaps stripes or soft blobs."""
     shape = (height, width)
     first = rng.uniform(40, 215, 3)
     second = np.clip(first + rng.uniform(-70, 70, 3), 20, 235)
@@ -255,14 +255,14 @@ def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) 
 
 
 def _resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
-    """Points on ``curve`` (N, 2) at equal distances of about ``spacing``."""
+    """Return points on ``curve`` (N, 2) at equal distances of about ``spacing``."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
     at = np.linspace(0, length[-1], max(2, int(length[-1] / spacing)))
     return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, kind: int, recipe: Recipe) -> np.ndarray:
-    """A patterned filling (H, W, 3), in two colours that stand out from what is around ``cover`` on ``canvas``."""
+    """Paint a patterned filling (H, W, 3) in two colours that stand out from what is around ``cover`` on ``canvas``."""
     inside = (cover > 0).astype(np.uint8)
     around = cv2.dilate(inside, np.ones((7, 7), np.uint8)) > inside
     first, second = _contrasting_colours(rng, _colours(rng, kind, recipe), canvas[around], recipe.contrast)
@@ -274,7 +274,7 @@ def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, kind:
 
 
 def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray:
-    """A pattern (H, W) from 0 to 1: stripes, checks, soft shading or marble."""
+    """Return a pattern (H, W) from 0 to 1: stripes, checks, soft shading or marble."""
     kind = rng.integers(4)
     if kind == 0:
         return _stripes(rng, shape, period) > 0
@@ -286,7 +286,7 @@ def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 
 def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
-    """64 colours (64, 3) about the hue that is usual for a kind, as apples are mostly red or green."""
+    """Return 64 colours (64, 3) about the hue that is usual for a kind, as apples are mostly red or green."""
     hue = 360 * kind / len(CLASSES) + rng.uniform(-recipe.hue_spread, recipe.hue_spread, 64)
     hsv = np.stack([hue % 360, rng.uniform(0.4, 1.0, 64), rng.uniform(0.35, 1.0, 64)], axis=1)
     return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0] * 255
@@ -295,7 +295,7 @@ def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
 def _contrasting_colours(
     rng: np.random.Generator, candidates: np.ndarray, around: np.ndarray, contrast: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two of the candidates (M, 3), each about a distance from ``contrast`` away from most pixels ``around`` (N, 3)."""
+    """Return two of the candidates (M, 3), each about ``contrast`` away from most pixels ``around`` (N, 3)."""
     candidates_lab = _lab(candidates)
     around = around[:: max(1, len(around) // 64)]
     distances = np.linalg.norm(candidates_lab[:, None] - _lab(around)[None], axis=2)
@@ -322,23 +322,23 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 
 
 def _tint(rng: np.random.Generator) -> np.ndarray:
-    """How strongly a texture acts on blue, green and red."""
+    """Draw how strongly a texture acts on blue, green and red."""
     return rng.uniform(-0.2, 1.0, 3)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> np.ndarray:
-    """Smooth noise (H, W) from about -1 to 1 whose bumps are about ``cell`` wide."""
+    """Return smooth noise (H, W) from about -1 to 1 whose bumps are about ``cell`` wide."""
     height, width = shape
     grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2))
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _stripes(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray:
-    """A sine wave (H, W) from -1 to 1 in a random direction."""
+    """Return a sine wave (H, W) from -1 to 1 in a random direction."""
     return np.sin(_along(rng.uniform(0, np.pi), shape) * (2 * np.pi / period) + rng.uniform(0, 2 * np.pi))
 
 
 def _along(angle: float, shape: tuple[int, int]) -> np.ndarray:
-    """How far each pixel (H, W) lies in the direction of ``angle``."""
+    """Return how far each pixel (H, W) lies in the direction of ``angle``."""
     y, x = np.indices(shape)
     return x * np.cos(angle) + y * np.sin(angle)
