@@ -3,7 +3,7 @@
 Two families of distributions provide the same import packages: OpenMMLab's originals and their maintained successors,
 called ``onedl-…``. pip takes them for strangers, installs both, and one overwrites the other's files. A second trap is
 mmcv, which installs without its compiled operators when it is built where torch is out of sight. Both come to light as
-an import error deep inside a package that is not at fault. This module says what is wrong and how to mend it.
+an import error deep inside a package that is not at fault. This module says what is wrong and how to fix it.
 
 Packages of both families beside each other work, as long as each import package comes from one of them and keeps within
 the bounds that the others state: that is not reported.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
+from tabulate import tabulate
 
 from .errors import UserError
 
@@ -51,9 +52,10 @@ _UNFIT = {
     "mmcv-full": "is mmcv 1, from before mmengine",
     "mmseg": "is a splitter of Chinese words and not MMSegmentation",
 }
-# The module whose import shows that all of a package is there: mmcv and mmseg load parts of theirs only when asked.
-_PROOFS = {"torch": "torch", "mmengine": "mmengine", "mmcv": "mmcv.ops", "mmdet": "mmdet", "mmseg": "mmseg.utils"}
+_PACKAGES = ("torch", "mmengine", "mmcv", "mmdet", "mmseg")
 _OPTIONAL = ("mmdet", "mmseg")
+# A part of a package that importing the package leaves out, and whose import shows that all of it is there.
+_PARTS = {"mmcv": "mmcv.ops", "mmseg": "mmseg.utils"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def check_stack(needs: Sequence[str] = ()) -> None:
         needs: What is needed besides: ``"mmdet"``, ``"mmseg"`` or both.
 
     Raises:
-        UserError: One sentence that says what is wrong first of all, and the command that mends it.
+        UserError: One sentence that says what is wrong first of all, and the command that fixes it.
     """
     for problem in _problems(needs).values():
         raise UserError(str(problem))
@@ -81,8 +83,8 @@ def check_stack(needs: Sequence[str] = ()) -> None:
 def report() -> str:
     """Return a table of the packages: import name, distribution, version and status."""
     problems = _problems(_optional_present())
-    rows = [("package", "distribution", "version", "status")]
-    for package in _PROOFS:
+    rows = []
+    for package in _PACKAGES:
         if package in problems:
             status = problems[package].what
         elif package in _OPTIONAL and not _present(package):
@@ -90,8 +92,8 @@ def report() -> str:
         else:
             status = "ok"
         rows += [(package, name, version, status) for name, version in (_distributions(package) or {"-": "-"}).items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join((*map(str.ljust, row, widths), row[3])) for row in rows)
+    headers = ("package", "distribution", "version", "status")
+    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
 
 
 def main() -> int:
@@ -175,13 +177,14 @@ def _bounds_problem(package: str) -> _Problem | None:
 
 def _import_problem(package: str) -> _Problem | None:
     try:
-        importlib.import_module(_PROOFS[package])
+        importlib.import_module(package)
+        importlib.import_module(_PARTS.get(package, package))
     except Exception as error:  # from AssertionError to OSError: a package of the wrong version raises anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else package
     else:
         return None
-    if package == "mmcv" and "_ext" in reason:
+    if package == missing == "mmcv" and "mmcv" in sys.modules:  # mmcv itself was imported, its operators were not
         # The wheel in pip's cache goes too, or the next installation would take the same one.
         return _Problem(
             f"the compiled operators of mmcv are missing or were compiled for another torch ({reason})",
