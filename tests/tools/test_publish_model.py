@@ -1,47 +1,33 @@
 """tools/publish_model.py: a release holds the weights and what describes them, as a whole or not at all."""
 
 import hashlib
-import importlib.util
 import json
-import os
 import re
 import resource
-import subprocess
-import sys
 from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import helpers as reference
 import torch
+from helpers import backbone_weights, expected, image, load_tool, relative_error
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from safetensors import safe_open
 
 import mmcare
-from mmcare import UserError, cli
-from mmcare.checkpoints.reading import read_checkpoint
+from mmcare.checkpoints import read_checkpoint
 
-ROOT = Path(__file__).parent.parent.parent
-TOOL = ROOT / "tools/publish_model.py"
 FORMATS = ("pth", "safetensors")
 CLASSES = ("circle", "square")
 
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("publish_model", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("publish_model")
 
 
 def backbone_state():
     model = MODELS.build(dict(type="mmcare.CASViT", arch="xs"))
-    model.load_state_dict(reference.backbone_weights("CASViT", "xs"))
+    model.load_state_dict(backbone_weights("CASViT", "xs"))
     return model.state_dict()
 
 
@@ -82,11 +68,13 @@ def trained(weights, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def publish(monkeypatch, capsys):
+def publish(in_process):
+    """Runs the tool; returns the file that it says it has written."""
+
     def publish(*args):
-        monkeypatch.setattr(sys, "argv", ["publish_model.py", *map(str, args)])
-        tool.main()
-        return Path(re.findall(r"^(\S+) \([\d.]+ MiB\)$", capsys.readouterr().out, re.MULTILINE)[-1])
+        status, printed = in_process(tool.main, "publish_model.py", *args)
+        assert status == 0, printed.err
+        return Path(re.search(r"^(\S+) \([\d.]+ MiB\)$", printed.out, re.MULTILINE)[1])
 
     return publish
 
@@ -104,10 +92,10 @@ def test_a_release_gives_the_outputs_of_the_checkpoint(trained, publish, kind):
         model = MODELS.build(dict(type="mmcare.CASViT", arch="xs", init_cfg=dict(type="Pretrained", checkpoint=path)))
         model.init_weights()
         with torch.no_grad():
-            outputs.append(model.eval()(reference.image()))
-    for before, after, published in zip(*outputs, reference.expected("CASViT", "xs"), strict=True):
+            outputs.append(model.eval()(image()))
+    for before, after, published in zip(*outputs, expected("CASViT", "xs"), strict=True):
         assert torch.equal(before, after)
-        assert (after - published).norm() / published.norm() < 1e-5
+        assert relative_error(after, published) < 1e-5
 
 
 @pytest.mark.stack
@@ -178,19 +166,18 @@ def test_what_a_checkpoint_says_of_itself_is_kept_in_a_form_that_any_reader_open
         ),
         "a list": (["no", "dict"], {}),
     }
-    for meta, expected in metas.values():
+    for meta, kept in metas.values():
         torch.save({"meta": meta, "state_dict": state}, "in.pth")
         for kind in FORMATS:
             held = read_checkpoint(publish("in.pth", "out", "--format", kind))
-            assert held["meta"] == {"mmcare_version": mmcare.__version__, **expected}
+            assert held["meta"] == {"mmcare_version": mmcare.__version__, **kept}
             assert torch.equal(held["state_dict"]["a.weight"], state["a.weight"])
 
 
-def test_the_tool_says_which_weights_it_took(trained, monkeypatch, capsys):
+def test_the_tool_says_which_weights_it_took(trained, in_process):
     for asked, told in ((["--weights", "raw"], "took the raw weights"), ([], "took the averaged (EMA) weights")):
-        monkeypatch.setattr(sys, "argv", ["publish_model.py", "epoch_14.pth", "out", *asked])
-        tool.main()
-        assert capsys.readouterr().out.startswith(told)
+        _, printed = in_process(tool.main, "publish_model.py", "epoch_14.pth", "out", *asked)
+        assert printed.out.startswith(told)
 
 
 def test_names_of_releases():
@@ -213,39 +200,40 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("args", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(args, told, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(args, told, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     torch.save({"a.weight": torch.zeros(3)}, "raw.pth")
     torch.save({"epoch": 1}, "none.pth")
     Path("folder").mkdir()
     before = files()
-    monkeypatch.setattr(sys, "argv", ["publish_model.py", *args])
-    with pytest.raises(SystemExit) as ended:
-        cli.run(tool.main)
-    assert ended.value.code == 2
-    assert re.fullmatch(f"error: .*{told}.*\n", capsys.readouterr().err)
+    assert re.search(told, refusal(tool.main, "publish_model.py", *args))
     assert files() == before
     assert list(Path("folder").iterdir()) == []
 
 
-def test_another_file_is_not_overwritten(trained, publish):
+def test_another_file_is_not_overwritten(trained, publish, refusal):
     file = publish("epoch_14.pth", "out")
     file.write_bytes(b"mine")
-    with pytest.raises(UserError, match=rf"{file} exists and is another file"):
-        publish("epoch_14.pth", "out")
+    assert f"{file} exists and is another file" in refusal(tool.main, "publish_model.py", "epoch_14.pth", "out")
     assert file.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(trained, kind):
-    def small_files():  # the system refuses larger ones with an error, as a full disk does
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+@contextmanager
+def largest_file(size):
+    """A disk on which no more than so many bytes of a file find room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    command = [sys.executable, str(TOOL), "epoch_14.pth", "out", "--format", kind]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, preexec_fn=small_files, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert re.search(r"^error: out-\w{8}\.\w+ cannot be written, 1\d\.\d MiB: File too large\n\Z", done.stderr, re.M)
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(trained, kind, refusal):
+    with largest_file(100_000):
+        told = refusal(tool.main, "publish_model.py", "epoch_14.pth", "out", "--format", kind)
+    assert re.fullmatch(r"out-\w{8}\.\w+ \(1\d\.\d MiB\) cannot be written: File too large", told)
     assert files() == ["epoch_14.pth"]
 
 
