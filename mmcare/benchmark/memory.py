@@ -16,7 +16,7 @@ from ..errors import UserError
 
 @contextmanager
 def memory_errors_told(what: object) -> Iterator[None]:
-    """Turns an allocation that fails into a sentence.
+    """Tell of an allocation that fails in a sentence.
 
     Raises:
         UserError: there was not enough memory for ``what``.
@@ -36,9 +36,9 @@ def memory_errors_told(what: object) -> Iterator[None]:
 
 
 def limit_memory() -> None:
-    """Makes an allocation beyond the machine's free memory fail, where Linux would end the process for it.
+    """Make an allocation beyond the machine's free memory fail, where Linux would end the process for it.
 
-    Nothing happens where the free memory cannot be told.
+    Where the free memory cannot be told, do nothing.
     """
     meminfo, status = Path("/proc/meminfo"), Path("/proc/self/status")
     if not (meminfo.is_file() and status.is_file()):
@@ -59,11 +59,11 @@ def _kilobytes(table: Path, name: str) -> int:
 
 
 def peak_memory(call: Callable[[], None], device: str) -> int:
-    """Bytes allocated at the same time during a call, beyond what was allocated before it.
+    """Return the bytes allocated at the same time during a call, beyond what was allocated before it.
 
-    That is maps, gradients and workspaces, without the weights and the images. On either device it is torch's
-    allocator that is asked, which serves oneDNN's and cuDNN's workspaces as well. So it is exact and repeatable, and
-    leaves out what libraries allocate behind torch's back, which on the CPU is buffers of a few MiB for each thread.
+    These are maps, gradients and workspaces, without the weights and the images. The figure is that of torch's
+    allocator, which serves oneDNN's and cuDNN's workspaces as well: exact and repeatable, but without what libraries
+    allocate by themselves, on the CPU buffers of a few MiB for each thread.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -86,13 +86,13 @@ def peak_memory(call: Callable[[], None], device: str) -> int:
 
 
 def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that a forward pass keeps for the backward pass, counted exactly.
+    """Return the bytes that a forward pass keeps for the backward pass, counted exactly.
 
     What is kept as several views of one storage counts once, as the storage's whole size; the model's parameters and
     buffers, which are there anyway, do not count.
 
     Args:
-        forward: runs the pass and returns what keeps its graph alive.
+        forward: runs the pass, and returns what keeps its graph alive.
         model: whose parameters and buffers do not count.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError
+from ..files import write_picture
 from .accuracy import BOX_AP, TOP1
 from .table import Row, only_run
 
@@ -19,8 +21,26 @@ LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=
 MARKERS = "osD^vP*X"
 
 
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw what there is to draw into ``accuracy.png`` and ``sizes.png`` in a folder, and return the files' paths.
+
+    Raises:
+        UserError: there is nothing to draw, the rows are of several runs, or a file cannot be written.
+    """
+    drawings = {}
+    if any(map(reported, rows)):
+        drawings["accuracy.png"] = draw_accuracy(rows)
+    if by_size(rows):
+        drawings["sizes.png"] = draw_sizes(rows)
+    if not drawings:
+        raise UserError("there is nothing to draw: give --sizes, or a backbone of which an accuracy is reported")
+    for name, figure in drawings.items():
+        write_picture(figure, folder / name)
+    return [folder / name for name in drawings]
+
+
 def reported(row: Row) -> tuple[str, float] | None:
-    """What the authors report for a row's subject: the metric's name, and its value; None where nothing is known."""
+    """Return the metric and the value that authors report for a row's subject; None where nothing is known."""
     if row.part == "whole":
         detector = re.search(r"(?:^|/)retinanet_(\w+)\.py(?:@(.+))?$", row.subject)
         backbone = (detector[2] or detector[1]) if detector else None
@@ -29,7 +49,7 @@ def reported(row: Row) -> tuple[str, float] | None:
 
 
 def draw_accuracy(rows: Sequence[Row]) -> Figure:
-    """Accuracy as reported over time as measured: a panel for each metric, a line for each family and form.
+    """Draw accuracy as reported over time as measured: a panel for each metric, a line for each family and form.
 
     Raises:
         UserError: the rows are of several runs, or no accuracy is known of any.
@@ -69,7 +89,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Figure:
 
 
 def _family(subject: str) -> str:
-    """The part of a subject's name that its variants share."""
+    """Return the part of a subject's name that its variants share."""
     if "@" in subject:
         return subject.rpartition("@")[2]
     if subject.endswith(".py"):
@@ -78,19 +98,19 @@ def _family(subject: str) -> str:
 
 
 def _variant(subject: str) -> str:
-    """The part of a subject's name that tells it from the others of its family."""
+    """Return the part of a subject's name that tells it from the others of its family."""
     if "@" in subject:
         return subject.rpartition("@")[2]
     return subject.removesuffix(".py").rpartition("_")[2] if subject.endswith(".py") else subject.partition(":")[2]
 
 
 def exponent(pixels: Sequence[int], values: Sequence[float]) -> float:
-    """The k of the power law values ∝ pixels^k that fits best, by least squares in logarithms."""
+    """Return the k of the power law values ∝ pixels^k that fits best, by least squares in logarithms."""
     return float(np.polyfit(np.log(pixels), np.log(values), 1)[0])
 
 
 def by_size(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """The rows of each subject, part and form that was measured at several sizes, the smallest size first."""
+    """Return the rows of each (subject, part, form) that was measured at several sizes, the smallest size first."""
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.pixels):
         series.setdefault((row.subject, row.part, row.form), []).append(row)
@@ -98,7 +118,7 @@ def by_size(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def draw_sizes(rows: Sequence[Row]) -> Figure:
-    """Time and peak memory over the number of pixels, in logarithms, with the exponents that fit.
+    """Draw time and peak memory over the number of pixels, in logarithms, with the exponents that fit.
 
     Raises:
         UserError: the rows are of several runs, or there are not two sizes of anything.
@@ -135,7 +155,7 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _figure(panels: int):
+def _figure(panels: int) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
     figure = Figure(figsize=(8 * panels, 7), layout="constrained")

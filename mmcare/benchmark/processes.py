@@ -1,7 +1,7 @@
-"""Processes to measure in: what is allocated and freed in one does not change how long another's calls take.
+"""Processes to measure in: what one allocates and frees does not change how long another's calls take.
 
-Each is forked from a server that has imported everything and computed nothing, so that many fit into memory. Where the
-benchmark ends, however it ends, they end.
+Each is forked from a server that has imported everything and computed nothing, so that many fit into memory. They end
+when the benchmark ends, however it ends.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ Result = TypeVar("Result")
 
 
 def new_process(device: str) -> ProcessPoolExecutor:
-    """A process for :func:`ask`, with as many threads as torch has in this one; to be shut down, as a context manager.
+    """Return a process for :func:`ask`, with as many threads as torch has in this one.
+
+    It is a context manager, at whose end the process ends.
 
     Args:
-        device: of what it will run; on the CPU an allocation beyond the machine's free memory is an error in it.
+        device: what it will compute on; on the CPU an allocation beyond the machine's free memory is an error in it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmcare.benchmark.run", "mmdet.models"])
+    context.set_forkserver_preload(["mmcare.benchmark.measuring", "mmdet.models"])
     return ProcessPoolExecutor(1, context, _initialize, (torch.get_num_threads(), device))
 
 
@@ -55,7 +57,7 @@ def ask(
     *args: Arguments.args,
     **kwargs: Arguments.kwargs,
 ) -> Result:
-    """What a module's function returns in a process.
+    """Run a module's function in a process and return what it returns.
 
     Raises:
         UserError: the process ended meanwhile; ``what`` it was to measure is named.

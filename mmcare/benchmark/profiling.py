@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tabulate import tabulate
 from torch.utils.flop_counter import flop_registry
 
-from .measure import ceiling_product, interleaved, product_flops, timed, timed_again
-from .table import align
+from ..errors import UserError
+from .cases import Case
+from .memory import memory_errors_told
+from .private import TorchDispatchMode
+from .processes import ask, new_process
+from .steps import Step, tensors
+from .subjects import resolve
+from .timing import ceiling_product, interleaved, product_flops, timed, timed_again
 
 COPIED = 2**28
 """Bytes that are copied to find out the memory's speed, far more than caches hold."""
@@ -40,54 +45,103 @@ class Kind:
     moved: int = 0
 
     def limit(self, ceiling: float, bandwidth: float) -> tuple[float, str]:
-        """The time that the machine needs at least, by the roofline model, and whether that is compute or memory."""
+        """Return the seconds that the machine needs at least, by the roofline model, and what limits it."""
         return max((self.flops / ceiling, "compute"), (self.moved / bandwidth, "memory"))
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.calls: list[Kind] = []
+def profiles(cases: Sequence[Case], repeats: int) -> Iterator[str]:
+    """Profile cases, each in a process of its own, and yield each one's table with a title.
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        with self:  # what is made of other operators is recorded as those
-            if (decomposed := func.decompose(*args, **kwargs)) is not NotImplemented:
-                return decomposed
-        results: list[Any] = []
-        seconds = timed(lambda: results.append(func(*args, **kwargs)), self.device)
-        (out,) = results
-        flops = 0
-        if func._overloadpacket in flop_registry:
-            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        elif func.name() in _FUSED:
-            flops = 2 * out.numel() * math.prod(args[_FUSED[func.name()]].shape[1:])
-        moved = 0
-        if not _moves_nothing(func):
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-            moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.calls.append(Kind(_name(func, args), 1, seconds, flops, moved))
-        return out
+    Args:
+        cases: :func:`~mmcare.benchmark.cases.plan`'s, all on one device and none compiled.
+        repeats: passes of each.
+
+    Raises:
+        UserError: there is not enough memory, or torch has nothing to profile with.
+    """
+    ceiling, bandwidth = limits(cases[0].device, repeats)
+    for case in cases:
+        with new_process(case.device) as process:
+            found = ask(process, case, _profile_case, case, repeats)
+        yield f"{case}, batch {case.batch}\n{profile_table(found, ceiling, bandwidth)}"
 
 
-def _moves_nothing(func: Any) -> bool:
-    """Whether an operator only allocates, or returns a view of its argument without writing to it."""
-    returns = [value.alias_info for value in func._schema.returns]
-    view = any(alias is not None and not alias.is_write for alias in returns)
-    return view or func._schema.name.startswith("aten::empty")
+def _profile_case(case: Case, repeats: int) -> list[Kind]:
+    step = Step(case, resolve(case.subject))
+    with memory_errors_told(case):
+        return profile(step, case.device, repeats)
+
+
+def profile(step: Callable[[], None], device: str, repeats: int) -> list[Kind]:
+    """Return the kinds of operators that a pass calls, the slowest first; times are medians of repeated passes.
+
+    Args:
+        step: runs the pass eagerly.
+        device: ``"cpu"`` or ``"cuda"``.
+        repeats: passes.
+
+    Raises:
+        UserError: this version of torch has nothing to profile with.
+    """
+    step()
+    passes = [_operators(step, device) for _ in range(repeats)]
+    kinds: dict[str, Kind] = {}
+    for calls in zip(*passes, strict=True):
+        first = calls[0]
+        kind = kinds.setdefault(first.name, Kind(first.name))
+        kind.calls += 1
+        kind.seconds += float(np.median([call.seconds for call in calls]))
+        kind.flops += first.flops
+        kind.moved += first.moved
+    return sorted(kinds.values(), key=lambda kind: -kind.seconds)
+
+
+def _operators(step: Callable[[], None], device: str) -> list[Kind]:
+    """Run a pass and return each of its operators' calls in their order."""
+    if TorchDispatchMode is None:
+        raise UserError(f"torch {torch.__version__} does not show its operators: profile with another version")
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            with self:  # what is made of other operators is recorded as those
+                if (decomposed := operator.decompose(*args, **kwargs)) is not NotImplemented:
+                    return decomposed
+            results: list[Any] = []
+            seconds = timed(lambda: results.append(operator(*args, **kwargs)), device)
+            (out,) = results
+            moved = 0
+            if not (operator.is_view or operator.name().startswith("aten::empty")):
+                moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors((args, kwargs, out)))
+            calls.append(Kind(_name(operator, args), 1, seconds, _flops(operator, args, kwargs, out), moved))
+            return out
+
+    calls: list[Kind] = []
+    with Recorder():
+        step()
+    return calls
 
 
 _FUSED = {"mkldnn::_convolution_pointwise": 1, "mkldnn::_convolution_pointwise_.binary": 2}
-"""oneDNN's convolutions that do more (:mod:`mmcare.fast.convolutions`), and where among their arguments the weight is."""
+"""oneDNN's convolutions that do more, by name, and where among their arguments the weight is."""
 
 
-def _name(func: Any, args: Sequence[Any]) -> str:
-    name = func._schema.name.partition("::")[2].strip("_").removeprefix("native_").partition("_legit")[0]
+def _flops(operator: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    name = operator.name()
+    if name in _FUSED:
+        return 2 * out.numel() * math.prod(args[_FUSED[name]].shape[1:])
+    namespace, _, rest = name.partition("::")
+    overloads = getattr(getattr(torch.ops, namespace), rest.partition(".")[0])
+    return flop_registry[overloads](*args, **kwargs, out_val=out) if overloads in flop_registry else 0
+
+
+def _name(operator: Any, args: Sequence[Any]) -> str:
+    name = operator.name().partition("::")[2].partition(".")[0]
+    name = name.strip("_").removeprefix("native_").partition("_legit")[0]
     if not name.startswith("convolution"):
         return name
-    if func.name() in _FUSED:
-        first = _FUSED[func.name()]
+    if operator.name() in _FUSED:
+        first = _FUSED[operator.name()]
         weight, groups, also = args[first], args[first + 5], args[first + 6]
         end = "" if also == "none" else f" + {also.replace('gelu', 'GELU').replace('add', 'sum')}"
     elif name == "convolution_backward":
@@ -99,33 +153,8 @@ def _name(func: Any, args: Sequence[Any]) -> str:
     return f"{depthwise}convolution {kernel}{end}"
 
 
-def profile(step: Callable[[], None], device: str, repeats: int) -> list[Kind]:
-    """The kinds of operators that a pass calls, the slowest first; times are the medians of repeated passes.
-
-    Args:
-        step: runs the pass eagerly.
-        device: ``"cpu"`` or ``"cuda"``.
-        repeats: passes.
-    """
-    step()
-    passes = []
-    for _ in range(repeats):
-        with _Recorder(device) as recorder:
-            step()
-        passes.append(recorder.calls)
-    kinds: dict[str, Kind] = {}
-    for calls in zip(*passes, strict=True):
-        first = calls[0]
-        kind = kinds.setdefault(first.name, Kind(first.name))
-        kind.calls += 1
-        kind.seconds += float(torch.tensor([call.seconds for call in calls], dtype=torch.float64).quantile(0.5))
-        kind.flops += first.flops
-        kind.moved += first.moved
-    return sorted(kinds.values(), key=lambda kind: -kind.seconds)
-
-
 def limits(device: str, repeats: int) -> tuple[float, float]:
-    """The machine's ceiling in operations a second and its memory's speed in bytes a second."""
+    """Measure the machine's ceiling in operations per second and its memory's speed in bytes per second."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     calls = [ceiling_product(device), lambda: target.copy_(source)]
@@ -134,9 +163,15 @@ def limits(device: str, repeats: int) -> tuple[float, float]:
 
 
 def profile_table(kinds: Sequence[Kind], ceiling: float, bandwidth: float) -> str:
-    """The profile as a table to read."""
+    """Return a profile as a table to read.
+
+    Args:
+        kinds: :func:`profile`'s.
+        ceiling, bandwidth: :func:`limits`'s.
+    """
     total = Kind("all", *(sum(getattr(kind, key) for kind in kinds) for key in ("calls", "seconds", "flops", "moved")))
-    cells = [("operator", "time", "share", "calls", "GFLOP", "MB", "FLOP/byte", "limit", "of limit")]
+    header = ("operator", "time", "share", "calls", "GFLOP", "MB", "FLOP/byte", "limit", "of limit")
+    cells = []
     for kind in (*kinds, total):
         least, bound = kind.limit(ceiling, bandwidth)
         if kind is total:  # whose limit is what its kinds need one after the other
@@ -154,9 +189,8 @@ def profile_table(kinds: Sequence[Kind], ceiling: float, bandwidth: float) -> st
                 f"{least / kind.seconds:.0%}" if least else "",
             )
         )
-    lines = align(cells, left=1)
-    lines.append(
-        f"limit: {ceiling / 1e9:.0f} GFLOP/s in a large float32 matrix product, {bandwidth / 1e9:.1f} GB/s in a large "
-        "copy, both measured beside it; what fits the caches may beat the second."
+    table = tabulate(cells, header, disable_numparse=True, colalign=("left", *["right"] * (len(header) - 1)))
+    return (
+        f"{table}\nlimit: {ceiling / 1e9:.0f} GFLOP/s in a large float32 matrix product, {bandwidth / 1e9:.1f} GB/s in "
+        "a large copy, both measured beside it; what fits the caches may beat the second."
     )
-    return "\n".join(lines)

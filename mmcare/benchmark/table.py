@@ -1,4 +1,4 @@
-"""A run's results as rows: written to a CSV file, read from it, printed, and compared where that is fair."""
+"""A run's results as rows: written to a CSV file, read from it, printed as a table, and compared where that is fair."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tabulate import tabulate
+
 from ..errors import UserError
-from ..files import whole_file
+from ..files import write_file
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Row:
         repeats: how often it was timed.
         median, p10, p90: of the time for a batch.
         peak: memory allocated at the same time, without weights and images.
-        kept: in training, what the forward pass keeps for the backward pass.
-        ceiling: operations a second of a large float32 matrix product in the same run, two for each MAC.
-        difference: the largest relative difference of a map to the plain form's, or without it the first form's.
+        kept: what the forward pass keeps for the backward pass; None in inference.
+        ceiling: operations per second of a large float32 matrix product in the same run, two for each MAC.
+        difference: the largest relative difference of a map from the plain form's, or without it the first form's;
+            None of that form itself.
     """
 
     run: str
@@ -53,21 +56,22 @@ class Row:
 
     @property
     def throughput(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.batch / self.median
 
     @property
     def share(self) -> float:
-        """The part's operations a second, as a share of the ceiling.
+        """The part's operations per second, as a share of the ceiling.
 
-        A training step counts three times the forward pass: the backward pass has a product for the gradient of the
-        map and one for the gradient of the weights. What is computed a second time to save memory does not count.
+        A training step counts three times the forward pass: the backward pass has one product for the gradient of the
+        map and one for that of the weights. What is computed again to save memory does not count.
         """
         passes = 3 if self.mode == "training" else 1
         return 2 * self.macs * passes * self.batch / self.median / self.ceiling
 
     @property
     def pixels(self) -> int:
+        """Pixels of an image."""
         return self.height * self.width
 
     @property
@@ -80,7 +84,7 @@ class Row:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the file as a whole or not at all, and never over another.
+    """Write a file whole or not at all, and never over another.
 
     Raises:
         UserError: there is a file of that name, or it cannot be written.
@@ -91,16 +95,11 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer.writerows(asdict(row) for row in rows)
     if path.exists():
         raise UserError(f"{path} exists: move it away, or give another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            file.write(text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    write_file(path, text.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a run's file.
+    """Return the rows of a run's file.
 
     Raises:
         UserError: it is not there, or not such a file.
@@ -129,14 +128,14 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> list[float | None]:
-    """How many times faster than its baseline each row is, by the medians.
+    """Return how many times as fast as its baseline each row is, by the medians.
 
     Args:
         rows: of one run or of several.
         baseline: subject and form to compare with; None for the plain form of the same network.
 
     Returns:
-        A ratio for each row, None where the baseline was not measured in that setting.
+        A ratio for each row; None where the baseline was not measured in that setting.
 
     Raises:
         UserError: the baseline was measured in another run than the row, or nowhere.
@@ -161,7 +160,7 @@ def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> li
 
 
 def only_run(rows: Sequence[Row], purpose: str) -> None:
-    """Raises a UserError if the rows are of more than one run."""
+    """Raise UserError if the rows are of more than one run."""
     runs = list(dict.fromkeys(row.run for row in rows))
     if len(runs) > 1:
         raise UserError(
@@ -169,54 +168,39 @@ def only_run(rows: Sequence[Row], purpose: str) -> None:
         )
 
 
+_LEFT = ("subject", "part", "form")
+_FIGURES = ("params", "GMACs", "median", "p10", "p90", "img/s", "peak", "kept", "ceiling", "diff.", "speed")
+
+
 def text_table(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> str:
-    """The rows as a table to read, with :func:`speedups`'s ratios; a line before each run's says what ran it."""
-    header = ("subject", "part", "form", "params", "GMACs", "median", "p10", "p90", "img/s", "peak", "kept", "ceiling")
-    header = (*header, "diff.", "speed")
-    lines = []
-    cells = [header]
-    ratios = dict(zip(map(id, rows), speedups(rows, baseline), strict=True))
-    rows = sorted(rows, key=_group)  # stable: subjects stay in their order
-    for row in rows:
-        ratio = ratios[id(row)]
-        cells.append(
-            (
-                row.subject,
-                row.part,
-                row.form,
-                f"{row.parameters / 1e6:.2f} M",
-                f"{row.macs / 1e9:.2f}",
-                *(f"{seconds * 1e3:.1f} ms" for seconds in (row.median, row.p10, row.p90)),
-                f"{row.throughput:.2f}",
-                f"{row.peak / 2**20:.1f} MiB",
-                "" if row.kept is None else f"{row.kept / 2**20:.1f} MiB",
-                f"{row.share:.0%}",
-                "" if row.difference is None else f"{row.difference:.0e}",
-                "" if ratio is None else f"{ratio:.2f}×",
-            )
-        )
-    aligned = align(cells, left=3)
-    before = None
-    for row, line in zip(rows, aligned[1:], strict=True):
-        if (group := _group(row)) != before:
-            run, machine, mode, batch, height, width = group
-            lines += ["", f"{mode}, batch {batch}, {height}×{width}; run {run} on {machine}", aligned[0]]
-            before = group
-        lines.append(line)
+    """Return the rows as tables to read, one for each run and setting, with :func:`speedups`'s ratios."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row, ratio in zip(rows, speedups(rows, baseline), strict=True):
+        title = f"{row.mode}, batch {row.batch}, {row.height}×{row.width}; run {row.run} on {row.machine}"
+        groups.setdefault(title, []).append(_cells(row, ratio))
+    align = ("left",) * len(_LEFT) + ("right",) * len(_FIGURES)
     against = "the plain form of the same network" if baseline is None else " ".join(baseline)
-    lines += ["", f"speed: times as fast as {against}; ceiling: share of the speed of a large float32 matrix product."]
-    return "\n".join(lines[1:])
-
-
-def _group(row: Row) -> tuple[str, str, str, int, int, int]:
-    """What the line before a part of the table says."""
-    return (row.run, row.machine, row.mode, row.batch, row.height, row.width)
-
-
-def align(cells: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table with columns as wide as their widest cell, the first ``left`` of them flush left."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if i < left else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
-        for row in cells
+    tables = [
+        f"{title}\n{tabulate(cells, (*_LEFT, *_FIGURES), disable_numparse=True, colalign=align)}"
+        for title, cells in groups.items()
     ]
+    return "\n\n".join(
+        (*tables, f"speed: times as fast as {against}; ceiling: share of the speed of a large float32 matrix product.")
+    )
+
+
+def _cells(row: Row, ratio: float | None) -> tuple[str, ...]:
+    return (
+        row.subject,
+        row.part,
+        row.form,
+        f"{row.parameters / 1e6:.2f} M",
+        f"{row.macs / 1e9:.2f}",
+        *(f"{seconds * 1e3:.1f} ms" for seconds in (row.median, row.p10, row.p90)),
+        f"{row.throughput:.2f}",
+        f"{row.peak / 2**20:.1f} MiB",
+        "" if row.kept is None else f"{row.kept / 2**20:.1f} MiB",
+        f"{row.share:.0%}",
+        "" if row.difference is None else f"{row.difference:.0e}",
+        "" if ratio is None else f"{ratio:.2f}×",
+    )

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .memory import kept_for_backward, memory_errors_told, peak_memory
-from .subjects import Step
+from .steps import Step
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose float32 product gives a device's ceiling: far more work than traffic."""
 
 
 def ceiling_product(device: str) -> Callable[[], None]:
-    """A large float32 matrix product, whose operations are :func:`product_flops`."""
+    """Return a large float32 matrix product to call, whose operations are :func:`product_flops`."""
     side = PRODUCT[device]
     left, right = (torch.ones(side, side, device=device) for _ in range(2))
     out = torch.empty(side, side, device=device)
@@ -30,12 +30,12 @@ def ceiling_product(device: str) -> Callable[[], None]:
 
 
 def product_flops(device: str) -> int:
-    """The additions and multiplications of :func:`ceiling_product`."""
+    """Return the additions and multiplications of :func:`ceiling_product`."""
     return 2 * PRODUCT[device] ** 3
 
 
 def timed(call: Callable[[], None], device: str) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that one call takes."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -50,7 +50,7 @@ def timed(call: Callable[[], None], device: str) -> float:
 
 
 def timed_again(call: Callable[[], None], device: str) -> float:
-    """Seconds of a call after an untimed one, which brings its weights into the caches as in a stream of images."""
+    """Return the seconds of a call after an untimed one, which brings its weights into the caches."""
     call()
     return timed(call, device)
 
@@ -61,12 +61,12 @@ def interleaved(
     warmup: int,
     after_round: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
-    """Times what is to be compared round by round, so that what slows the machine down for a while slows all of it.
+    """Time calls that are to be compared round by round, so that what slows the machine for a while slows all of them.
 
-    Each round takes it in another order.
+    Each round takes them in another order.
 
     Args:
-        clocks: each calls what is to be timed, and returns the seconds; see :func:`timed_again`.
+        clocks: each calls what is to be timed and returns the seconds; see :func:`timed_again`.
         repeats: rounds, and so times of each.
         warmup: rounds before those, which do not count.
         after_round: called after each round that counts.
@@ -87,7 +87,7 @@ def interleaved(
 
 
 def relative_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The largest ‖a − b‖ / ‖b‖ of the maps."""
+    """Return the largest ‖a − b‖ / ‖b‖ of the maps."""
     pairs = zip(outputs, reference, strict=True)
     return max(float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300)) for a, b in pairs)
 
@@ -108,14 +108,14 @@ class Findings:
 
 
 def examine(step: Step, reference: Sequence[Tensor] | None) -> tuple[Findings, list[Tensor]]:
-    """Measures all of a step but its time.
+    """Measure all of a step but its time.
 
     Args:
         step: what to run.
         reference: the maps to compare its maps with, if any.
 
     Returns:
-        What there is to know of it, and its maps, in float32.
+        What does not vary from call to call, and the maps in float32.
 
     Raises:
         UserError: there is not enough memory.

@@ -18,27 +18,29 @@ import numpy as np
 import torch
 from mmengine.utils import ProgressBar
 
-from .measure import Findings, ceiling_product, examine, interleaved, product_flops, timed_again
+from .cases import Case
 from .memory import memory_errors_told
 from .processes import ask, new_process
-from .subjects import Case, Step, Subject, resolve
+from .steps import Step
+from .subjects import Subject, resolve
 from .table import Row
+from .timing import Findings, ceiling_product, examine, interleaved, product_flops, timed_again
 
 _steps: dict[Case, Step] = {}
 """What a process that measures is ready to run."""
 
 
-def run(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup: int) -> list[Row]:
-    """Measures cases side by side; tells on standard error how far it is.
+def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup: int) -> list[Row]:
+    """Measure cases side by side, and report progress on standard error.
 
-    On the CPU each case has a process of its own, since glibc lets it depend on all that a process has allocated
-    before how often it takes memory from the system and gives it back, and so how long a call takes. On CUDA, where
-    torch holds on to the memory itself, they share one.
+    On the CPU each case has a process of its own: how often glibc takes memory from the system and returns it, and so
+    how long a call takes, depends on everything that the process has allocated before. On CUDA, where torch keeps the
+    memory itself, all cases share one process.
 
     Args:
-        cases: :func:`~mmcare.benchmark.subjects.plan`'s, all on one device.
+        cases: :func:`~mmcare.benchmark.cases.plan`'s, all on one device.
         subjects: theirs.
-        repeats, warmup: rounds that are timed, and before them rounds that do not count.
+        repeats, warmup: rounds that count, and rounds before them that do not.
 
     Returns:
         A row for each case.
@@ -98,7 +100,7 @@ def run(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup
 
 
 def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]) -> list[Findings]:
-    """Examines each case in its process.
+    """Examine each case in its process.
 
     The maps of the first of a subject's forms at a size are what the other forms' are compared with.
     """
@@ -133,7 +135,7 @@ def _examine(case: Case, reference: list[np.ndarray] | None) -> tuple[Findings, 
 
 
 def machine(device: str) -> str:
-    """What the run ran on."""
+    """Return what the run ran on: processor or GPU, threads, and torch's version."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpuinfo = Path("/proc/cpuinfo")
