@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
+from mmcare.benchmark import FORMS, PEERS, STEPS, check_form, default_forms, read_csv, text_table, write_csv
 from mmcare.cli import Parser, run
+from mmcare.cli.shapes import add_shape
 from mmcare.errors import UserError
 from mmcare.stack import check_stack
 
+if TYPE_CHECKING:
+    from mmcare.benchmark.table import Row
+
 
 def parse_args() -> Namespace:
-    check_stack()
-    from mmcare.benchmark.subjects import FORMS, PEERS, STEPS
-    from mmcare.benchmark.counting import add_shape
-
     parser = Parser(
         description="Measure time and memory of models side by side in one run: a table, a CSV file and plots.",
-        epilog="Forms: eager, or steps joined by +. "
-        + "; ".join(f"{step}: {text}" for step, text in STEPS.items())
-        + ". Unless --forms says otherwise: "
-        + "; ".join(f"in {mode} {', '.join(forms)}" for mode, forms in FORMS.items())
-        + ".",
+        epilog=describe_forms(),
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "subjects",
@@ -55,7 +56,7 @@ def parse_args() -> Namespace:
         "--compare", type=Path, nargs="+", metavar="CSV", help="measure nothing: show what earlier runs have measured"
     )
     instead.add_argument(
-        "--profile", action="store_true", help="instead of the table, where one subject spends its time in each form"
+        "--profile", action="store_true", help="instead of the table, where each subject spends its time in each form"
     )
     args = parser.parse_args()
     for option in ("threads", "batch", "repeats"):
@@ -80,44 +81,56 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmcare.benchmark.table import read_csv, text_table, write_csv
-
+    baseline = args.baseline and tuple(args.baseline)
     if args.compare:
         rows = [row for path in args.compare for row in read_csv(path)]
-        print(text_table(rows, args.baseline and tuple(args.baseline)))
-        draw(rows, args.plots)
+        print(text_table(rows, baseline))
+        draw_plots(rows, args.plots)
         return
     if args.out and args.out.exists():
         raise UserError(f"{args.out} exists: move it away, or give another name")
-    subjects, cases = prepare(args)
-    if args.profile:
-        show_profiles(subjects, cases, args)
-        return
-    from mmcare.benchmark.run import run as measure
-
-    rows = measure(cases, subjects, args.repeats, args.warmup)
-    out = args.out or Path("work_dirs/benchmark") / f"{rows[0].run}.csv"
-    write_csv(rows, out)
-    print(text_table(rows, args.baseline and tuple(args.baseline)))
-    print(f"rows: {out}")
-    draw(rows, args.plots)
-
-
-def prepare(args: Namespace):
-    """The subjects that the command line asks for, and the cases to measure of them.
-
-    Raises:
-        UserError: one of them is not possible.
-    """
+    forms = choose_forms(args)
+    check_stack()
     import torch
 
-    from mmcare.benchmark.subjects import FORMS, check_form, plan, resolve
+    from mmcare.benchmark import measure, plan, profiles, resolve
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU, and this machine has none that torch can use")
     if args.threads:
         torch.set_num_threads(args.threads)
-    forms = args.forms or FORMS["training" if args.train else "inference"]
+    subjects = [resolve(name) for name in args.subjects]
+    shapes = [args.shape] if args.shape else [(side, side) for side in args.sizes or ()]
+    cases = plan(subjects, forms, args.batch, shapes, args.device, args.train)
+    if args.profile:
+        for text in profiles(cases, args.repeats):
+            print(text, end="\n\n")
+        return
+    rows = measure(cases, subjects, args.repeats, args.warmup)
+    out = args.out or Path("work_dirs/benchmark") / f"{rows[0].run}.csv"
+    write_csv(rows, out)
+    print(text_table(rows, baseline))
+    print(f"rows: {out}")
+    draw_plots(rows, args.plots)
+
+
+def describe_forms() -> str:
+    """Return what ``--help`` says of the forms."""
+    tab = 20
+    steps = [fill(f"{f'  {step}':{tab}}{text}", 100, subsequent_indent=" " * tab) for step, text in STEPS.items()]
+    defaults = [f"measured in {mode} unless --forms says otherwise:\n  " + "\n  ".join(FORMS[mode]) for mode in FORMS]
+    return "\n".join(
+        ("A form is eager, the model as it is built, or one or more of these steps joined by +:", *steps, *defaults)
+    )
+
+
+def choose_forms(args: Namespace) -> Sequence[str]:
+    """Return the forms that the command line asks for.
+
+    Raises:
+        UserError: one of them is not possible, or the baseline is not among them.
+    """
+    forms = args.forms or default_forms(args.train, args.device)
     whole = [form for form in forms if {"compiled", "cuda-graph"} & set(check_form(form, args.train, args.device))]
     if args.profile and args.forms and whole:
         raise UserError(f"{whole[0]} has no operators of its own to profile: give --forms that run eagerly")
@@ -125,46 +138,17 @@ def prepare(args: Namespace):
         forms = [form for form in forms if form not in whole]
     if args.baseline and not (args.baseline[0] in args.subjects and args.baseline[1] in forms):
         raise UserError(f"the baseline {' '.join(args.baseline)} is not among the subjects and forms: add it to them")
-    subjects = [resolve(name) for name in args.subjects]
-    shapes = [(side, side) for side in args.sizes or ()]
-    if args.shape:
-        shapes = [args.shape]
-    for subject in subjects:
-        for shape in shapes or [subject.shape]:
-            subject.cost(subject.parts[0], *shape)  # which refuses an image that is too small, before anything runs
-    return subjects, plan(subjects, forms, args.batch, shapes, args.device, args.train)
+    return forms
 
 
-def show_profiles(subjects, cases, args: Namespace) -> None:
-    from mmcare.benchmark.memory import limit_memory
-    from mmcare.benchmark.profiling import limits, profile, profile_table
-    from mmcare.benchmark.subjects import Step
-
-    if args.device == "cpu":
-        limit_memory()
-    ceiling, bandwidth = limits(args.device, args.repeats)
-    named = {subject.name: subject for subject in subjects}
-    for case in cases:
-        found = profile(Step(case, named[case.subject]), args.device, args.repeats)
-        print(f"{case}, batch {args.batch}")
-        print(profile_table(found, ceiling, bandwidth), end="\n\n")
-
-
-def draw(rows, folder: Path | None) -> None:
-    """Draws what there is to draw, and says where it is."""
+def draw_plots(rows: Sequence[Row], folder: Path | None) -> None:
+    """Draw the plots, if they are asked for, and say where they are."""
     if folder is None:
         return
-    from mmcare.benchmark.plots import by_size, draw_accuracy, draw_sizes, reported
-    from mmcare.files import write_picture
+    from mmcare.benchmark import draw
 
-    drawings = {"accuracy.png": draw_accuracy} if any(map(reported, rows)) else {}
-    if by_size(rows):
-        drawings["sizes.png"] = draw_sizes
-    for name, drawing in drawings.items():
-        write_picture(drawing(rows), folder / name)
-        print(f"plot: {folder / name}")
-    if not drawings:
-        raise UserError("there is nothing to draw: give --sizes, or a backbone of which an accuracy is reported")
+    for path in draw(rows, folder):
+        print(f"plot: {path}")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from tabulate import tabulate
+
+from mmcare.benchmark import PEERS
 from mmcare.cli import Parser, add_cfg_options, parse_cfg_options, run
-from mmcare.benchmark.counting import add_shape, build, count, padded_shape
+from mmcare.cli.shapes import add_shape
 from mmcare.stack import check_stack
 
 
 def parse_args() -> Namespace:
-    check_stack()
     parser = Parser(
         description="Count the parameters of a model, and its multiply-accumulates (MACs) for one image: those of "
         "convolutions, linear layers and attention's matrix products. One MAC is what OpenMMLab's tables call a FLOP."
     )
-    parser.add_argument("model", help="config file, or a bare backbone as TYPE:ARCH, such as mmcare.CARE:s1")
+    parser.add_argument(
+        "model",
+        help="config file; backbone as TYPE:ARCH, such as mmcare.CARE:s1; or one of mmdet's backbones "
+        f"{', '.join(PEERS)}",
+    )
     add_shape(parser)
     add_cfg_options(parser)
     return parser.parse_args()
@@ -23,14 +29,17 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_stack()
+    from mmcare.benchmark import build, count, padded_shape
+
     model, shape = build(args.model, parse_cfg_options(args.cfg_options))
     shape = args.shape or shape
     rows = count(model, *shape)
     padded = padded_shape(model, *shape)
     padding = "" if padded == shape else f", padded to {padded[0]}×{padded[1]}"
     print(f"{args.model} for one image of {shape[0]}×{shape[1]}{padding}")
-    for name, parameters, macs in rows:
-        print(f"{name:20}{parameters / 1e6:9.3f} M params{macs / 1e9:11.3f} GMACs")
+    cells = [(name, f"{parameters / 1e6:.3f} M", f"{macs / 1e9:.3f} G") for name, parameters, macs in rows]
+    print(tabulate(cells, ("part", "parameters", "MACs"), colalign=("left", "right", "right")))
     if hasattr(model, "roi_head"):
         proposals, masks = (model.test_cfg[stage].max_per_img for stage in ("rpn", "rcnn"))
         print(f"RoI heads: for {proposals} proposals and {masks} masks, as many as the config allows")
