@@ -1,7 +1,6 @@
 """model-index.yml, the metafiles, README's table and the code say the same."""
 
 import re
-import runpy
 import shlex
 from functools import cache
 from pathlib import Path
@@ -10,8 +9,9 @@ import pytest
 import yaml
 from mmengine.config import Config
 
+from mmcare.benchmark import build, count
+
 ROOT = Path(__file__).parent.parent.parent
-TOOL = runpy.run_path(str(ROOT / "tools/get_flops.py"))
 METAFILES = ("configs/metafile_care.yml", "configs/metafile_casvit.yml")
 PAPERS = {"CARE": "https://arxiv.org/abs/2411.16170", "CAS-ViT": "https://arxiv.org/abs/2408.03703"}
 TYPES = {"CARE": "mmcare.CARE", "CAS-ViT": "mmcare.CASViT"}
@@ -46,8 +46,8 @@ every = pytest.mark.parametrize("name", ENTRIES)
 @cache
 def backbone(name):
     """The backbone of ``mmcare.CARE:s1`` and the like, its parameters, and its MACs at 512×512."""
-    model, _ = TOOL["build"](name)
-    ((_, parameters, macs),) = TOOL["count"](model, 512, 512)
+    model, _ = build(name)
+    ((_, parameters, macs),) = count(model, 512, 512)
     return model, parameters, macs
 
 
@@ -101,9 +101,9 @@ def test_the_figures_of_an_entrys_backbone_are_what_the_tool_counts(name):
 @every
 def test_the_figures_of_an_entry_are_what_the_tool_counts(name):
     said = ENTRIES[name]["Metadata"]
-    model, shape = TOOL["build"](str(ROOT / ENTRIES[name]["Config"]))
+    model, shape = build(str(ROOT / ENTRIES[name]["Config"]))
     assert list(shape) == said["Input Size"]
-    _, parameters, macs = TOOL["count"](model, *shape)[-1]
+    _, parameters, macs = count(model, *shape)[-1]
     assert (said["Parameters"], said["FLOPs"]) == (parameters, macs)
 
 
