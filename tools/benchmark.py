@@ -9,13 +9,12 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from mmcare.benchmark import FORMS, PEERS, STEPS, check_form, default_forms, read_csv, text_table, write_csv
-from mmcare.cli import Parser, run
-from mmcare.cli.shapes import add_shape
+from mmcare.cli import Parser, add_shape, run
 from mmcare.errors import UserError
 from mmcare.stack import check_stack
 
 if TYPE_CHECKING:
-    from mmcare.benchmark.table import Row
+    from mmcare.benchmark import Row
 
 
 def parse_args() -> Namespace:

@@ -7,8 +7,7 @@ from argparse import Namespace
 from tabulate import tabulate
 
 from mmcare.benchmark import PEERS
-from mmcare.cli import Parser, add_cfg_options, parse_cfg_options, run
-from mmcare.cli.shapes import add_shape
+from mmcare.cli import Parser, add_cfg_options, add_shape, parse_cfg_options, run
 from mmcare.stack import check_stack
 
 

@@ -10,6 +10,7 @@ from typing import Any
 _EXPORTS = {
     "FORMS": "forms",
     "PEERS": "peers",
+    "Row": "table",
     "STEPS": "forms",
     "build": "subjects",
     "check_form": "forms",

@@ -12,7 +12,7 @@ from mmcv.cnn.bricks.scale import LayerScale
 from torch import nn
 
 from ..errors import UserError
-from ..models.base import PyramidBackbone
+from ..models import PyramidBackbone
 from ..runs import explain_config_faults, load_config, task_of
 from .counting import count
 from .peers import PEERS

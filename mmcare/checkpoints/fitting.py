@@ -12,7 +12,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.base import PyramidBackbone
+from ..models import PyramidBackbone
 from .selecting import is_ema_copy
 
 # The classifier of an ImageNet file, which a backbone has no use for.

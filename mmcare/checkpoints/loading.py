@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..errors import UserError
-from ..models.base import PyramidBackbone
+from ..models import PyramidBackbone
 from ..registry import WEIGHT_INITIALIZERS
 from .fitting import fit_weights, list_names, missing_names, unwrapped
 from .reading import read_checkpoint

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..memory import Chain
-from ..models.base import PyramidBackbone
+from ..models import PyramidBackbone
 from ..torch_internals import copy_model, has_hooks, is_compiled
 from . import care, casvit
 from .convolutions import FusedConv, InParts

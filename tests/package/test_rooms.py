@@ -1,0 +1,75 @@
+"""The package's rooms: imports go one way, and through each room's door."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+PACKAGE = ROOT / "mmcare"
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+# What may import what: each row also what is above it
+LAYERS = [
+    {"errors", "version", "torch_internals", "files", "registry", "stack"},
+    {"memory"},
+    {"models", "data"},
+    {"fast", "checkpoints"},
+    {"runs"},
+    {"benchmark"},
+    {"cli"},
+    {"sample"},
+]
+# Within a layer: whom one may import
+BESIDE = {"files": {"errors"}, "stack": {"errors"}}
+# A network's fast form knows the parts of the network
+TWINS = {("fast/care.py", "models.care"), ("fast/casvit.py", "models.casvit")}
+
+
+def imports(path):
+    """(room or module of mmcare, whether by its door, line) of each import in a file."""
+    inside = path.is_relative_to(PACKAGE)
+    package = ["mmcare", *path.relative_to(PACKAGE).parent.parts] if inside else []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            full = [*base, *(node.module.split(".") if node.module else [])]
+            names = [[*full, alias.name] for alias in node.names] if full == ["mmcare"] else [full]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name[0] == "mmcare" and len(name) > 1:
+                twin = inside and (str(path.relative_to(PACKAGE)), ".".join(name[1:])) in TWINS
+                door = name[1] not in ROOMS or PACKAGE.joinpath(*name[1:], "__init__.py").is_file()
+                yield name[1], door or twin, node.lineno
+
+
+def level(name):
+    return next(number for number, layer in enumerate(LAYERS) if name in layer)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_and_through_doors(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert [name for name, _, _ in imports(path)] == ["version"]
+        return
+    for other, by_door, line in imports(path):
+        if other == own:
+            continue
+        assert by_door, f"line {line} of {path} goes into the room {other}: its __init__.py is the door"
+        down = level(other) < level(own) or other in BESIDE.get(own, ())
+        assert down, f"line {line} of {path}: {own} may not import {other}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+def test_tools_use_the_doors(path):
+    assert all(by_door for _, by_door, _ in imports(path))
+
+
+def test_importing_the_package_or_the_diagnosis_imports_nothing_heavy():
+    code = "import sys, mmcare, mmcare.stack, mmcare.cli, mmcare.benchmark; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "mmengine", "mmcv", "numpy", "cv2"} & set(done.stdout.split())
