@@ -5,14 +5,13 @@ in a checkpoint too, and nothing for a parameter that had none. Such a parameter
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import helpers
 import pytest
+from helpers import load_tool
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -20,11 +19,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from mmcare.checkpoints import read_checkpoint
-from mmcare.data.sample import prepare
-from mmcare.data.sample.overlay import overlay_sample
+from mmcare.data.sample import overlay_sample, prepare
+from mmcare.runs import read_curves
 
-ROOT = Path(__file__).parent.parent.parent
-CONFIGS = {path.stem: path for path in sorted(ROOT.glob("configs/*/*_ca*_*.py"))}
+CONFIGS = {path.stem: path for path in sorted(helpers.CONFIGS.glob("*/*_ca*_*.py"))}
 METRICS = {
     "retinanet": ["coco/bbox_mAP", "coco/bbox_AR@100"],
     "mask_rcnn": ["coco/bbox_mAP", "coco/bbox_AR@100", "coco/segm_mAP", "coco/segm_AR@100"],
@@ -48,6 +46,7 @@ def ground(tmp_path_factory):
     (folder / "few.json").write_text(json.dumps(coco))
 
     every = {"train_dataloader.batch_size": IMAGES, "default_hooks.checkpoint.save_best": None}
+    every |= {"default_hooks.logger.interval": 1}
     for split in ("train", "val", "test"):
         every |= {f"{split}_dataloader.num_workers": 0, f"{split}_dataloader.persistent_workers": False}
         every |= {f"{split}_dataloader.dataset.indices": IMAGES}
@@ -158,26 +157,33 @@ def test_the_runner_trains_and_evaluates_on_the_sample_data(name, ground, tmp_pa
     assert_metrics(name, {key: scalars[f"val/{key}"].current() for key in METRICS[head_of(name)]})
 
 
-def succeed(tool, name, *args, ground):
-    settings = [f"{key}={value}" for key, value in ground.short[head_of(name)].items()]
-    command = [sys.executable, ROOT / f"tools/{tool}.py", CONFIGS[name], *args, "--sample", "--cfg-options", *settings]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # several that wait for each other take longer on a small machine
-    done = subprocess.run(command, cwd=ground.folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(in_process, monkeypatch, ground):
+    """Runs a tool on the sample data, as its command does."""
+    monkeypatch.chdir(ground.folder)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it: whatever they set is undone with this
 
+    def run(tool, name, *args):
+        settings = [f"{key}={value}" for key, value in ground.short[head_of(name)].items()]
+        # MMEngine keeps one visualizer of each name in a process, and with it where the first run wrote.
+        settings.append(f"visualizer.name={tool}_{name}")
+        command = [CONFIGS[name], *args, "--sample", "--cfg-options", *settings]
+        status, printed = in_process(load_tool(tool).main, tool, *command)
+        assert status == 0, printed.out[-2000:] + printed.err
 
-def printed_metrics(log, split):
-    line = [line for line in log.splitlines() if f"({split})" in line][-1]
-    values = dict(re.findall(r"(\S+): (-?[\d.]+|nan)", line.partition(f"({split})")[2]))
-    return {key: float(value) for key, value in values.items() if key not in ("data_time", "time")}
+    return run
 
 
 @pytest.mark.parametrize("name", BY_COMMAND)
-def test_the_commands_train_and_test_on_the_sample_data(name, ground):
-    trained = printed_metrics(succeed("train", name, ground=ground), "val")
+def test_the_commands_train_and_test_on_the_sample_data(name, ground, run):
+    run("train", name)
+    work_dir = ground.folder / "work_dirs" / name
+    (trained,) = read_curves(work_dir).metrics.values()
     assert_metrics(name, trained)
-    path = Path((ground.folder / "work_dirs" / name / "last_checkpoint").read_text())
+    path = Path((work_dir / "last_checkpoint").read_text())
     assert_every_gradient(gradients_in(read_checkpoint(path)), CANCELLED)
-    assert printed_metrics(succeed("test", name, path, ground=ground), "test") == trained
+    run("test", name, path)
+    (file,) = work_dir.glob("*/*.json")  # MMEngine's, with the metrics of a test
+    tested = json.loads(file.read_text())
+    assert {key: tested[key] for key in trained} == trained
     path.unlink()  # hundreds of megabytes, which pytest would keep
