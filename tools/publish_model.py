@@ -40,8 +40,8 @@ def parse_args() -> Namespace:
 
 
 def main() -> None:
-    check_stack()
     args = parse_args()
+    check_stack()
     stem, kind = name_and_format(args.output, args.format)
     content = release(args.input, args.weights, kind)
     target = Path(f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{FORMATS[kind]}")
