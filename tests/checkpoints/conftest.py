@@ -1,6 +1,7 @@
 import logging
 import sys
 from collections import OrderedDict, defaultdict
+from contextlib import contextmanager
 
 import pytest
 from helpers import load_tool
@@ -15,18 +16,20 @@ from mmcare import cli, make_loading_safe
 @pytest.fixture
 def own_process(monkeypatch):
     """Takes back what a command line, or ``make_loading_safe``, changes in its process."""
-    return _own_process(monkeypatch)
+    with _own_process(monkeypatch):
+        yield
 
 
+@contextmanager
 def _own_process(monkeypatch):
     for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
     # by the time of the start, to the second, two runs may have the same name
     for manager in (DefaultScope, MessageHub, MMLogger):
         monkeypatch.setattr(manager, "_instance_dict", OrderedDict(manager._instance_dict))
+    yield
     CheckpointLoader.register_scheme("", load_from_local, force=True)
     CheckpointLoader.register_scheme(("http://", "https://"), load_from_http, force=True)
-    return monkeypatch
 
 
 @pytest.fixture
@@ -40,8 +43,7 @@ def train():
     tool = load_tool("train")
 
     def train(folder, config, *args):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            _own_process(monkeypatch)
+        with pytest.MonkeyPatch.context() as monkeypatch, _own_process(monkeypatch):
             monkeypatch.setattr(logging, "raiseExceptions", True)
             monkeypatch.chdir(folder)
             monkeypatch.setattr(sys, "argv", ["train.py", config, *map(str, args)])
