@@ -7,6 +7,7 @@ what their code returned in float64 for the weights of :func:`weights` and the i
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import zlib
@@ -54,6 +55,20 @@ def succeed(done: subprocess.CompletedProcess[str]) -> str:
     """What a process that had to succeed printed on standard output."""
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+class LargestFile:
+    """A disk on which no more than so many bytes of a file find room; a context that may be entered again."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __enter__(self) -> None:
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 # -- the authors' networks ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.care import Block, Interaction, LinearAttention, TokenMixer
+from ..models.care import Block, Interaction, LinearAttention, TokenMixer, without_autocast
 from .convolutions import Expansion
 from .folding import conv_with, fold_norm_before, fold_scale_after
 
@@ -30,7 +30,7 @@ class FusedLinearAttention(nn.Module):
         """(B, channels, H, W) → the same shape, channels-last."""
         query_key = self.query_key(x)
         wide = torch.promote_types(x.dtype, torch.float32)  # for the reasons given in the plain form
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             query, key = (
                 F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)
             )  # (B, N, channels)

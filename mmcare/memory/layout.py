@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ def laid_out_as(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if like.stride(1) == 1 else torch.contiguous_format)
 
 
-def split(x: Tensor, parts: int) -> list[Tensor]:
+def split(x: Tensor, parts: int) -> Sequence[Tensor]:
     """Return equal parts of the channels, laid out as x: convolutions copy what has gaps, in each pass again."""
-    return [laid_out_as(part, x) for part in x.chunk(parts, dim=1)]
+    chunks = x.chunk(parts, dim=1)
+    plain = not is_captured() and present() is Saving.NOTHING
+    return chunks if plain else [laid_out_as(part, x) for part in chunks]

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .frozen_norms import BatchNorm
-from .mode import Saving, Switched
+from .mode import Saving, Switched, present
 
 
 class HasModules(Protocol):
@@ -47,6 +47,8 @@ def recompute_block(block: nn.Module, x: Tensor) -> Tensor:
         return block(x)
     if torch.compiler.is_compiling():  # the compiler has its own recomputation, and no contexts
         return checkpoint(block, x, use_reentrant=False)
+    if present() is Saving.NOTHING:
+        return block(x)
     run = _WithSameParameters(block, [block])
     return checkpoint(run, x, use_reentrant=False, context_fn=partial(_contexts, [block]))
 

@@ -15,8 +15,6 @@ from ..memory import BatchNorm, laid_out_as, recompute_block, trains_in_channels
 
 NUM_STAGES = 4
 MIN_SIZE = 32
-PRETRAINED = ("Pretrained", "PretrainedInit", "mmengine.Pretrained", PretrainedInit)
-"""The names under which a config asks MMEngine for pretrained weights."""
 
 
 def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = True) -> nn.Conv2d:
@@ -237,7 +235,7 @@ class PyramidBackbone(BaseModule):
         ask for them: it knows the authors' files, and refuses what does not fit.
         """
         asked = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
-        pretrained = [cfg for cfg in asked if cfg["type"] in PRETRAINED]
+        pretrained = [cfg for cfg in asked if _is_pretrained(cfg["type"])]
         others = [cfg for cfg in asked if cfg not in pretrained]
         return [*(others or cls.default_init), *(dict(cfg, type="mmcare.PretrainedBackbone") for cfg in pretrained)]
 
@@ -258,6 +256,13 @@ class PyramidBackbone(BaseModule):
 
 def _translate_names(backbone: PyramidBackbone, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     backbone.translate_names(state_dict, prefix)
+
+
+def _is_pretrained(initializer: str | type) -> bool:
+    """Return whether an ``init_cfg`` names MMEngine's initializer from a file, by its name, its full name or itself."""
+    if isinstance(initializer, str):
+        return initializer.rpartition(".")[2] in ("Pretrained", "PretrainedInit")
+    return initializer is PretrainedInit
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:

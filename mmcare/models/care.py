@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,19 +51,23 @@ class LinearAttention(nn.Module):
         # The sums run over all positions of a detector's image: half precision holds neither their size nor their
         # small differences, and they are a small part of the work. So this part is at least float32.
         wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             query, key = (F.elu(t.to(wide)) + 1 for t in self._by_head(query_key).chunk(2, dim=1))
             value = self._by_head(x)[:, : self.heads].to(wide)
-            # 1/N goes to the keys before the sum over N, which then is a mean and stays in the values' range
-            key = key / (height * width)
-            context = value @ key.transpose(-2, -1)  # (B, heads, head_channels, head_channels)
-            mean_key = key.sum(-1, keepdim=True).transpose(-2, -1)  # (B, heads, 1, head_channels)
+            context = value @ key.transpose(-2, -1) / (height * width)  # (B, heads, head_channels, head_channels)
+            mean_key = key.mean(-1, keepdim=True).transpose(-2, -1)  # (B, heads, 1, head_channels)
             out = (context @ query) / (mean_key @ query + 1e-6)
         return laid_out_as(out.to(x.dtype).reshape(x.shape), x)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C / head_channels, head_channels, H·W)."""
         return x.flatten(2).unflatten(1, (-1, self.query_key.in_channels // self.heads))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context within which operations keep the type of x."""
+    kind = x.device.type  # the meta device has no autocast
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class StripConvolution(nn.Module):

@@ -112,11 +112,13 @@ def _of_evaluator(evaluator: dict[str, Any] | list[dict[str, Any]] | None) -> It
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
     """Yield every ``init_cfg`` of type Pretrained in a model's config, with its key for ``--cfg-options``."""
     if isinstance(node, dict):
-        init = node.get("init_cfg")
-        if isinstance(init, dict) and _type_name(init) in ("Pretrained", "PretrainedInit") and init.get("checkpoint"):
-            owner = _type_name(node)
-            path = os.path.expanduser(init["checkpoint"])
-            yield f"{key}.init_cfg", _Need(path, f"pretrained weights of {owner}", WEIGHTS.get(owner))
+        inits = node.get("init_cfg")
+        for init in inits if isinstance(inits, (list, tuple)) else [inits]:
+            asks = isinstance(init, dict) and _type_name(init) in ("Pretrained", "PretrainedInit")
+            if asks and init.get("checkpoint"):
+                owner = _type_name(node)
+                path = os.path.expanduser(init["checkpoint"])
+                yield f"{key}.init_cfg", _Need(path, f"pretrained weights of {owner}", WEIGHTS.get(owner))
         for name, child in node.items():
             yield from _pretrained(child, f"{key}.{name}")
     elif isinstance(node, (list, tuple)):

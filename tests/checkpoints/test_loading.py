@@ -180,9 +180,6 @@ def segmentor(ground, train):
     (ground / "segmentor.py").write_text(SEGMENTOR)
     folder = train(ground, "segmentor.py", "--sample", "--cfg-options", *SETTINGS, "train_cfg.max_iters=2")
     cfg = Config.fromfile(folder / "segmentor.py")
-    cfg.test_pipeline = (
-        cfg.test_dataloader.dataset.pipeline
-    )  # the one for inference_model, the other for the inferencer
     return cfg, str(folder / "iter_2.pth")
 
 

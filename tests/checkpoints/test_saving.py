@@ -1,12 +1,12 @@
 """What is saved is whole or not there, and a save that fails costs nothing that was saved before."""
 
 import os
-import resource
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 import torch
+from helpers import LargestFile
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
@@ -21,25 +21,11 @@ def test_a_file_that_could_not_be_written_whole_leaves_the_one_before(tmp_path):
     path = tmp_path / "file"
     with whole_file(path) as file:
         file.write(b"before")
-    with pytest.raises(OSError, match="File too large") as raised, largest_file(1000), whole_file(path) as file:
+    with pytest.raises(OSError, match="File too large") as raised, LargestFile(1000), whole_file(path) as file:
         file.write(bytes(2000))
     assert raised.value.filename == str(path)
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file"]
-
-
-class largest_file:
-    """A disk on which no more than so many bytes of a file find room."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 class Toy(BaseModel):
@@ -133,7 +119,7 @@ def test_a_checkpoint_that_finds_no_room_costs_no_other_one(tmp_path, kept):
 
     def save_in_little_room(out_dir, filename, *args, **kwargs):
         if filename == kept.replace("1", "2"):
-            with largest_file(5000):
+            with LargestFile(5000):
                 save(out_dir, filename, *args, **kwargs)
         save(out_dir, filename, *args, **kwargs)
 

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import re
-import resource
 from argparse import Namespace
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import backbone_weights, expected, image, load_tool, relative_error
+from helpers import LargestFile, backbone_weights, expected, image, load_tool, relative_error
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from safetensors import safe_open
@@ -218,20 +216,9 @@ def test_another_file_is_not_overwritten(trained, publish, refusal):
     assert file.read_bytes() == b"mine"
 
 
-@contextmanager
-def largest_file(size):
-    """A disk on which no more than so many bytes of a file find room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(trained, kind, refusal):
-    with largest_file(100_000):
+    with LargestFile(100_000):
         told = refusal(tool.main, "publish_model.py", "epoch_14.pth", "out", "--format", kind)
     assert re.fullmatch(r"out-\w{8}\.\w+ \(1\d\.\d MiB\) cannot be written: File too large", told)
     assert files() == ["epoch_14.pth"]

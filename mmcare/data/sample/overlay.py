@@ -40,8 +40,9 @@ def overlay_sample(cfg: Config, root: Path) -> None:
         )
     _start_from_scratch(cfg.model)
     overlays[scope](cfg, root)
-    if "tta_pipeline" in cfg:
-        cfg.tta_pipeline = _rescaled(cfg.tta_pipeline)
+    for name in ("test_pipeline", "tta_pipeline"):  # which inferencers and --tta take, whatever the dataloaders have
+        if name in cfg:
+            cfg[name] = _rescaled(cfg[name])
     cfg.randomness = dict(seed=0)
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=8)
     cfg.default_hooks.logger.interval = 10
