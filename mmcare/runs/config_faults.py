@@ -11,7 +11,8 @@ import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Where a config names a class: the registry that it is looked up in, and what of its arguments is known."""
 
     registry: str
@@ -30,13 +32,14 @@ class _Place(NamedTuple):
     must_have_type: bool = True
 
 
+# The part of a model around another one adds arguments to it, and may build it by itself.
+_IN_MODEL = _Place("MODELS", complete=False, must_have_type=False)
 _DATASET = r"\w+_dataloader\.dataset(\.datasets?)*"
 _PLACES = {
     r"model": _Place("MODELS"),
-    r"model\.(.+\.)?(module|backbone|neck|data_preprocessor|\w+_head|\w+_roi_extractor)": _Place(
-        "MODELS", complete=False, must_have_type=False
-    ),
-    r"model\..+\.loss_\w+": _Place("MODELS", others=None),
+    r"model\.(.+\.)?(module|backbone|neck|data_preprocessor|\w+_head|\w+_roi_extractor)": _IN_MODEL,
+    r"model\..+\.(\w+_generator|bbox_coder|assigner|sampler)": replace(_IN_MODEL, registry="TASK_UTILS"),
+    r"model\..+\.loss_\w+": replace(_IN_MODEL, others=None),
     _DATASET: _Place("DATASETS"),
     rf"{_DATASET}\.pipeline": _Place("TRANSFORMS"),
     r"\w+_dataloader\.sampler": _Place("DATA_SAMPLERS", ("dataset", "seed")),

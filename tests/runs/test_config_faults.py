@@ -73,6 +73,7 @@ FAULTS = {
     "unknown package": ("model.backbone.type", "mmnowhere.Net", "model.backbone has type='mmnowhere.Net'"),
     "unknown argument": ("model.backbone.colour", 1, "model.backbone does not fit mmcare.CARE, which takes no colour"),
     "unknown loss": ("model.rpn_head.loss_cls.type", "Loss", "model.rpn_head.loss_cls has type='Loss'"),
+    "unknown coder": ("model.rpn_head.bbox_coder.type", "Coder", "model.rpn_head.bbox_coder has type='Coder'"),
     "missing argument": ("model", dict(type="RetinaNet", _delete_=True), "model does not fit RetinaNet, which needs "),
     "no type": ("model.type", None, "model has no type"),
     "dataset": ("train_dataloader.dataset.type", "Coco", "train_dataloader.dataset has type='Coco'"),
