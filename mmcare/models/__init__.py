@@ -1,4 +1,4 @@
-"""The two networks, as in the papers."""
+"""The two backbones, as the papers describe them."""
 
 from .base import PyramidBackbone
 from .care import CARE

@@ -1,4 +1,4 @@
-"""What the two backbones share: arguments and their errors, freezing, checkpointing, the way in for weights."""
+"""The base class of the two backbones: argument checks, freezing, recomputation and weight loading."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MIN_SIZE = 32
 
 
 def depthwise(channels: int, kernel_size: int | tuple[int, int], bias: bool = True) -> nn.Conv2d:
-    """A depth-wise convolution that keeps height and width."""
+    """Return a depth-wise convolution that preserves height and width."""
     height, width = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
     return nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2), groups=channels, bias=bias)
 
 
 class Stage(nn.Module):
-    """One stage of a backbone: the way down to its stride, then its blocks.
+    """One stage of a backbone: downsampling, then blocks.
 
     Args:
-        downsample: what takes the previous stage's map to this one's stride and width; identity in the first stage,
-            where the stem has done it.
-        blocks: the blocks, each (B, C, H, W) → (B, C, H, W), but the last of a network may change C.
-        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        downsample: brings the previous stage's map to this stage's stride and width; identity in the first stage,
+            whose stride the stem already has.
+        blocks: each (B, C, H, W) → (B, C, H, W); only the last block of a network may change C.
+        with_cp: recompute each block in the backward pass instead of storing its activations.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], with_cp: bool) -> None:
@@ -47,31 +47,33 @@ class Stage(nn.Module):
 
 
 class PyramidBackbone(BaseModule):
-    """A backbone of four stages at strides 4, 8, 16 and 32, with a feature map from each.
+    """A backbone of four stages at strides 4, 8, 16 and 32 that returns a feature pyramid.
 
-    A subclass names its published variants in :attr:`arch_settings` and the keys that a custom ``arch`` needs or may
-    have in :attr:`arch_defaults`; builds :attr:`stem` and :attr:`stages`; and says in :attr:`authors_names` how the
-    authors' parameter names become its own.
+    A subclass lists its published variants in :attr:`arch_settings` and the optional keys of a custom ``arch`` in
+    :attr:`arch_defaults`, builds :attr:`stem` and :attr:`stages`, and maps the authors' parameter names to its own in
+    :attr:`authors_names`.
 
     Args:
-        arch: name of a published variant, or a dict with the keys of one for a custom network.
+        arch: name of a published variant, or a dict with the same keys for a custom network.
         in_channels: channels of the input images.
-        out_indices: which stages' maps to return, 0 to 3, in this order. Later stages than needed are not built.
-        drop_path_rate: stochastic depth, 0 at the first block, growing linearly to this rate at the last.
-        frozen_stages: freeze the stem (0), and the first 1 to 4 stages with it; -1 freezes nothing. Frozen parameters
-            get no gradient, and frozen norms stay in eval mode.
+        out_indices: the stages whose maps are returned, 0 to 3, in this order. Stages after the last one needed are
+            not built.
+        drop_path_rate: drop path rate of the last block; it grows linearly from 0 at the first block.
+        frozen_stages: freeze the stem (0), or the stem and the first 1 to 4 stages; -1 freezes nothing. Frozen
+            parameters get no gradient, and frozen norms stay in eval mode.
         norm_eval: keep all batch norms in eval mode during training (their running statistics do not change), as the
-            authors train detectors and segmentors. Training from scratch needs False.
+            authors do for detectors and segmentors. Training from scratch needs False.
         with_cp: recompute each block in the backward pass: less memory, more time, the same gradients.
-        init_cfg: None for the authors' initialization, or MMEngine's; ``dict(type="Pretrained", checkpoint=FILE)``
-            takes a file as the authors publish it, one of our own or a whole detector's (see
-            :class:`mmcare.checkpoints.PretrainedBackbone` for its further keys ``prefix`` and ``weights``).
+        init_cfg: None for the authors' initialization, or an MMEngine init config.
+            ``dict(type="Pretrained", checkpoint=FILE)`` reads an authors' file, an mmcare checkpoint or the backbone of
+            a detector or segmentor; :class:`mmcare.checkpoints.PretrainedBackbone` describes its optional keys
+            ``prefix`` and ``weights``.
 
     Attributes:
         out_channels: width of each returned map.
 
     Raises:
-        UserError: an argument is not possible, or a checkpoint does not fit.
+        UserError: an argument is invalid, or a checkpoint does not fit.
     """
 
     arch_settings: ClassVar[dict[str, dict[str, Any]]]
@@ -103,7 +105,7 @@ class PyramidBackbone(BaseModule):
         self.out_indices = _check_out_indices(out_indices)
         if not 0 <= drop_path_rate < 1:
             raise UserError(
-                f"drop_path_rate={drop_path_rate!r} is not possible: give a number from 0 up to, not including, 1"
+                f"drop_path_rate={drop_path_rate!r} is not valid: give a number of at least 0 and less than 1"
             )
         self.drop_path_rate = float(drop_path_rate)
         self.frozen_stages = whole_number("frozen_stages", frozen_stages, low=-1, high=NUM_STAGES)
@@ -123,13 +125,13 @@ class PyramidBackbone(BaseModule):
         keys = list(next(iter(cls.arch_settings.values())))
         if not isinstance(arch, dict):
             raise UserError(
-                f"arch={arch!r} of {cls.__name__} is not possible: give one of {names}, or a dict with "
+                f"arch={arch!r} of {cls.__name__} is not valid: give one of {names}, or a dict with "
                 f"the keys {', '.join(keys)}"
             )
         missing = [key for key in keys if key not in arch and key not in cls.arch_defaults]
         unknown = [key for key in arch if key not in keys]
         if missing or unknown:
-            wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has the unknown {', '.join(unknown)}"] * bool(
+            wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
                 unknown
             )
             raise UserError(f"the custom arch of {cls.__name__} {' and '.join(wrong)}: its keys are {', '.join(keys)}")
@@ -137,7 +139,7 @@ class PyramidBackbone(BaseModule):
         for key, value in settings.items():
             if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != NUM_STAGES:
                 raise UserError(
-                    f"{key}={value!r} in the custom arch of {cls.__name__} is not possible: give one "
+                    f"{key}={value!r} in the custom arch of {cls.__name__} is not valid: give one "
                     f"value for each of the {NUM_STAGES} stages"
                 )
         for depth in settings["depths"]:
@@ -147,21 +149,21 @@ class PyramidBackbone(BaseModule):
 
     @classmethod
     def check_arch(cls, arch: dict[str, Any]) -> None:
-        """Raise UserError where the widths of a custom ``arch`` are not possible."""
+        """Raise UserError if the widths of a custom ``arch`` are invalid."""
         raise NotImplementedError
 
     @property
     def built_stages(self) -> int:
-        """Stages that the asked-for maps need."""
+        """Number of stages needed for ``out_indices``."""
         return max(self.out_indices) + 1
 
     @property
     def unbuilt_parts(self) -> tuple[str, ...]:
-        """How the names start of parameters that the whole network has, and one that gives the asked-for maps not."""
+        """Name prefixes of the full network's parameters that are not built because ``out_indices`` needs none."""
         return tuple(f"stages.{i}." for i in range(self.built_stages, NUM_STAGES))
 
     def _drop_path_rates(self) -> list[list[float]]:
-        """Stochastic depth's rate for each block of each stage of the whole network, built or not."""
+        """Return the drop path rate of each block of each stage of the full network, built or not."""
         depths = self.arch["depths"]
         total = sum(depths)
         rates = iter(self.drop_path_rate * i / max(total - 1, 1) for i in range(total))
@@ -170,7 +172,7 @@ class PyramidBackbone(BaseModule):
     # -- training --------------------------------------------------------------------------------------------------
 
     def _stage_modules(self, index: int) -> list[nn.Module]:
-        """All modules that belong to one stage."""
+        """Return all modules that belong to one stage."""
         return [self.stages[index]]
 
     def _freeze(self) -> None:
@@ -182,7 +184,7 @@ class PyramidBackbone(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> PyramidBackbone:
-        """Switches between training and evaluation; frozen stages and, with ``norm_eval``, all norms stay in eval."""
+        """Set training or eval mode; frozen stages and, with ``norm_eval``, all norms stay in eval mode."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -194,11 +196,11 @@ class PyramidBackbone(BaseModule):
     # -- forward ---------------------------------------------------------------------------------------------------
 
     def _emit(self, index: int, x: Tensor) -> Tensor:
-        """The map that leaves the network for the output of stage ``index``."""
+        """Return the map that the network outputs for stage ``index``."""
         return x
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the pyramid.
+        """Compute the pyramid.
 
         Args:
             x: images, (B, in_channels, H, W) with H, W ≥ 32, normalized with ImageNet's mean and standard deviation.
@@ -208,12 +210,12 @@ class PyramidBackbone(BaseModule):
             8, 16 or 32.
 
         Raises:
-            UserError: ``x`` has other than four dimensions, other channels, or a side shorter than 32.
+            UserError: ``x`` does not have four dimensions or ``in_channels`` channels, or a side is shorter than 32.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise UserError(
                 f"{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W) with H and W "
-                f"of at least {MIN_SIZE}, but was given {tuple(x.shape)}"
+                f"of at least {MIN_SIZE}, but got {tuple(x.shape)}"
             )
         images, turned = x, self.training and trains_in_channels_last(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last) if turned else x)
@@ -229,10 +231,10 @@ class PyramidBackbone(BaseModule):
 
     @classmethod
     def _initializers(cls, init_cfg: dict[str, Any] | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-        """What ``init_cfg`` asks for, or the authors' initialization, and then the pretrained weights, if any.
+        """Return the initializers of ``init_cfg``, by default the authors', followed by any pretrained weights.
 
-        Pretrained weights go through the initializer of :mod:`mmcare.checkpoints`, whichever way MMEngine lets a config
-        ask for them: it knows the authors' files, and refuses what does not fit.
+        Pretrained weights always use the initializer of :mod:`mmcare.checkpoints`, in whichever way the config names
+        MMEngine's: it reads the authors' files and refuses a checkpoint that does not fit.
         """
         asked = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
         pretrained = [cfg for cfg in asked if _is_pretrained(cfg["type"])]
@@ -241,13 +243,13 @@ class PyramidBackbone(BaseModule):
 
     @classmethod
     def translate_name(cls, name: str) -> str:
-        """Our name for a parameter or buffer that the authors' release calls ``name``; any other name stays."""
+        """Return mmcare's name for the authors' parameter or buffer ``name``; return any other name unchanged."""
         for pattern, replacement in cls.authors_names:
             name = re.sub(pattern, replacement, name)
         return name
 
     def translate_names(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Renames, in place, the authors' parameter names below ``prefix``, before any loading."""
+        """Rename the authors' parameters below ``prefix`` in place, before they are loaded."""
         for name in [name for name in state_dict if name.startswith(prefix)]:
             translated = prefix + self.translate_name(name[len(prefix) :])
             if translated != name:
@@ -259,22 +261,22 @@ def _translate_names(backbone: PyramidBackbone, state_dict: dict[str, Tensor], p
 
 
 def _is_pretrained(initializer: str | type) -> bool:
-    """Return whether an ``init_cfg`` names MMEngine's initializer from a file, by its name, its full name or itself."""
+    """Return whether an initializer is MMEngine's ``Pretrained``, given by name, by full name or as the class."""
     if isinstance(initializer, str):
         return initializer.rpartition(".")[2] in ("Pretrained", "PretrainedInit")
     return initializer is PretrainedInit
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return a value that is a whole number from ``low`` to ``high``, and raise UserError otherwise."""
+    """Return ``value`` if it is a whole number from ``low`` to ``high``; otherwise raise UserError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name}={value!r} is not possible: give a whole number {span}")
+        raise UserError(f"{name}={value!r} is not valid: give a whole number {span}")
     return value
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     possible = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
     if not possible or not out_indices or len(set(out_indices)) != len(out_indices):
-        raise UserError(f"out_indices={out_indices!r} is not possible: give at least one of 0, 1, 2, 3, each once")
+        raise UserError(f"out_indices={out_indices!r} is not valid: give at least one of 0, 1, 2, 3, each once")
     return tuple(whole_number("an index in out_indices", index, 0, NUM_STAGES - 1) for index in out_indices)

@@ -3,10 +3,10 @@
 Paper: "CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual Interaction", CVPR 2025,
 https://arxiv.org/abs/2411.16170. Three ideas, each one module below:
 
-* asymmetric decoupling: a block attends with g of its 4g channels only, the others see local convolutions
+* asymmetric decoupling: only g of a block's 4g channels go through attention, 2g go through local convolutions
   (:class:`TokenMixer`);
-* a dynamic memory: g further channels go from block to block and keep what the blocks before have seen;
-* dual interaction: first the mixed features with each other, then these with the memory (:class:`Interaction`).
+* a dynamic memory: the other g channels carry features from block to block;
+* dual interaction: the mixed features interact first with each other, then with the memory (:class:`Interaction`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .base import PyramidBackbone, Stage, depthwise, whole_number
 
 
 class LinearAttention(nn.Module):
-    """Linear attention over all positions, cost O(N · channels · head_channels) for N positions.
+    """Linear attention over all N positions, at a cost of O(N · channels · head_channels).
 
     out_i = (φ(q_i) · Σ_j φ(k_j)ᵀ v_j / N) / (φ(q_i) · mean_j φ(k_j) + 1e-6) with φ(t) = elu(t) + 1 (the paper's
     equation for linear attention). The values are the input itself.
@@ -48,8 +48,8 @@ class LinearAttention(nn.Module):
         """(B, channels, H, W) → the same shape."""
         height, width = x.shape[2:]
         query_key = self.query_key(x)
-        # The sums run over all positions of a detector's image: half precision holds neither their size nor their
-        # small differences, and they are a small part of the work. So this part is at least float32.
+        # In at least float32: the sums run over all positions of an image, and half precision has neither the range
+        # nor the resolution for them. They are a small part of the arithmetic.
         wide = torch.promote_types(x.dtype, torch.float32)
         with without_autocast(x):
             query, key = (F.elu(t.to(wide)) + 1 for t in self._by_head(query_key).chunk(2, dim=1))
@@ -65,13 +65,13 @@ class LinearAttention(nn.Module):
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context within which operations keep the type of x."""
+    """Return a context that disables autocast on the device of x."""
     kind = x.device.type  # the meta device has no autocast
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class StripConvolution(nn.Module):
-    """Sum of a tall and a wide depth-wise convolution: the wide view of the early, large maps.
+    """Sum of a vertical and a horizontal depth-wise convolution: replaces attention on the large maps of early stages.
 
     Args:
         channels: width of the input and the output.
@@ -89,11 +89,11 @@ class StripConvolution(nn.Module):
 
 
 class TokenMixer(nn.Module):
-    """The asymmetrically decoupled token mixer: a third of the features sees far, the others see their neighbours.
+    """The asymmetrically decoupled token mixer: attention for a third of the features, local convolutions for the rest.
 
     Args:
         channels: width g of each of the three parts.
-        head_channels: width of an attention head, or None for a strip convolution in attention's place.
+        head_channels: width of an attention head, or None for a strip convolution instead of attention.
     """
 
     def __init__(self, channels: int, head_channels: int | None) -> None:
@@ -109,12 +109,12 @@ class TokenMixer(nn.Module):
 
 
 class Interaction(Chain):
-    """Mix channels and neighbours: x + fc2(dw3×3(GELU(fc1(BN(x))))).
+    """Mix channels and neighbouring positions: x + fc2(dw3×3(GELU(fc1(BN(x))))).
 
     Args:
         channels: width of the input.
         ratio: the hidden width is ``ratio`` times ``channels``.
-        project: whether fc2 goes back to ``channels`` and x is added; without it the output is the hidden map.
+        project: project back to ``channels`` with fc2 and add x; if False, return the hidden map.
     """
 
     def __init__(self, channels: int, ratio: int, project: bool = True) -> None:
@@ -139,20 +139,20 @@ class Interaction(Chain):
 class Block(nn.Module):
     """x + drop_path(γ ⊙ second_interaction(concat(memory, first_interaction(token_mixer(features))))).
 
-    The first g of the 4g channels are the memory, the others the features. What the block writes into the first g
-    channels is the next block's memory.
+    The first g of the 4g channels are the memory, the others the features. The first g output channels are the next
+    block's memory.
 
     Args:
         memory_channels: g.
         ratios: expansion of the first and the second interaction.
         head_channels: width of an attention head, or None for the strip convolution.
-        drop_path_rate: stochastic depth; the last block has none.
-        layer_scale_init_value: where γ starts.
-        last: whether this is the network's last block, which returns the second interaction's hidden map (4g times its
-            ratio wide): no fc2, γ or shortcut.
+        drop_path_rate: drop path rate; not used by the last block.
+        layer_scale_init_value: initial value of γ.
+        last: whether this is the network's last block. It returns the second interaction's hidden map, which is 4g
+            times its ratio wide, and has no fc2, γ or shortcut.
 
-    The authors drop the last block's path, too. Without a shortcut that blanks the whole stride-32 map of an image,
-    which a classifier gets over and a detector's pyramid does not. So here the last block always runs. In eval mode
+    The authors apply drop path to the last block as well. Without a shortcut, that zeroes an image's whole stride-32
+    map; a classifier tolerates this, a detector's pyramid does not. So here the last block always runs. In eval mode
     there is no difference.
     """
 
@@ -186,15 +186,16 @@ class Block(nn.Module):
 
 @MODELS.register_module()
 class CARE(PyramidBackbone):
-    """The CARE backbone: maps at strides 4, 8, 16, 32.
+    """The CARE backbone: maps at strides 4, 8, 16 and 32.
 
-    The last stage's map is what the published weights were trained to give: 1024 (s0, s1) or 1536 (s2) channels.
+    The last stage's map is the hidden map of the last block, as in the published networks: 1024 (s0, s1) or 1536 (s2)
+    channels.
 
     Args:
         arch: ``"s0"``, ``"s1"``, ``"s2"``, or a dict with ``depths``, ``memory_channels`` (g; a stage is 4g wide),
-            ``ratios`` (a pair of expansions for each stage) and, unless as published, ``head_channels`` (None for a
-            stage with strip convolutions).
-        layer_scale_init_value: where layer scale starts; 1e-6 as published, 1 learns faster from scratch in short
+            ``ratios`` (a pair of expansions for each stage) and optionally ``head_channels`` (None for a stage with
+            strip convolutions; the published values by default).
+        layer_scale_init_value: initial value of layer scale; 1e-6 as published; 1 learns faster from scratch in short
             schedules.
 
     The other arguments, attributes and errors are :class:`~mmcare.models.base.PyramidBackbone`'s.
@@ -243,8 +244,8 @@ class CARE(PyramidBackbone):
         for ratios in arch["ratios"]:
             if not isinstance(ratios, Sequence) or len(ratios) != 2:
                 raise UserError(
-                    f"ratios={arch['ratios']!r} in the custom arch of CARE is not possible: give a pair for each "
-                    "stage, the expansions of its first and its second interaction, such as (2, 4)"
+                    f"ratios={arch['ratios']!r} in the custom arch of CARE is not valid: give a pair for each stage, "
+                    "the expansions of its first and its second interaction, such as (2, 4)"
                 )
             for ratio in ratios:
                 whole_number("a ratio in the custom arch of CARE", ratio, low=1)

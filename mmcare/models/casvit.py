@@ -1,8 +1,8 @@
 """CAS-ViT: convolutional additive self-attention.
 
 Paper: "CAS-ViT: Convolutional Additive Self-attention Vision Transformers for Efficient Mobile Applications",
-https://arxiv.org/abs/2408.03703 (the authors' code calls the network RCViT). Attention's product of queries and keys is
-replaced by the sum of their context mappings, each made of convolutions: :class:`AdditiveTokenMixer`.
+https://arxiv.org/abs/2408.03703 (the authors' code calls the network RCViT). The sum of two convolutional context
+mappings replaces the product of queries and keys in attention: :class:`AdditiveTokenMixer`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ContextMapping(nn.Sequential):
 
 
 class AdditiveSimilarity(nn.Module):
-    """Γ(Φ(q) + Φ(k)) ⊙ v, with Γ a depth-wise convolution: what takes the place of attention.
+    """Γ(Φ(q) + Φ(k)) ⊙ v, with Γ a depth-wise convolution: replaces attention.
 
     Args:
         channels: width of queries, keys and values, and of the output.
@@ -150,7 +150,7 @@ class Block(nn.Module):
 
     Args:
         channels: width of the input and the output.
-        drop_path_rate: stochastic depth of the last two parts; the first always runs.
+        drop_path_rate: drop path rate of the last two parts; the first always runs.
     """
 
     def __init__(self, channels: int, drop_path_rate: float) -> None:
@@ -168,21 +168,21 @@ class Block(nn.Module):
 
 
 def _stage_name(match: re.Match) -> str:
-    """The authors number patch embeddings and stages in one list: 0, 2, 4, 6 are stages, 1, 3, 5 the ways down."""
+    """Return the prefix for a module of the authors' ``network``: 0, 2, 4, 6 are stages, 1, 3, 5 downsampling."""
     position = int(match[1])
     return f"stages.{(position + 1) // 2}.{'downsample' if position % 2 else 'blocks'}."
 
 
 @MODELS.register_module()
 class CASViT(PyramidBackbone):
-    """The CAS-ViT backbone: maps at strides 4, 8, 16, 32, each through a batch norm of its own.
+    """The CAS-ViT backbone: maps at strides 4, 8, 16 and 32, each followed by its own batch norm.
 
-    ImageNet checkpoints do not hold the four norms of the pyramid; they start as identities and are learned with the
+    ImageNet checkpoints do not have the four norms of the pyramid; they start as identities and are trained with the
     detector or segmentor.
 
     Args:
-        arch: ``"xs"``, ``"s"``, ``"m"``, ``"t"``, or a dict with ``depths`` and ``channels``, a value for each stage;
-            the first of ``channels`` is even.
+        arch: ``"xs"``, ``"s"``, ``"m"``, ``"t"``, or a dict with ``depths`` and ``channels``, one value per stage; the
+            first of ``channels`` must be even.
 
     The other arguments, attributes and errors are :class:`~mmcare.models.base.PyramidBackbone`'s.
     """
@@ -216,7 +216,7 @@ class CASViT(PyramidBackbone):
         (r"(\.blocks\.\d+)\.norm1\.", r"\1.token_mixer.norm."),
         (r"(\.blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
         (r"^norm([0246])\.", lambda match: f"out_norms.{int(match[1]) // 2}."),
-        # Files of our own from before 0.2
+        # mmcare checkpoints from before 0.2
         (r"\.token_mixer\.(query_context|key_context)\.", r".token_mixer.similarity.\1."),
         (r"\.token_mixer\.similarity\.(weight|bias)$", r".token_mixer.similarity.conv.\1"),
     )
@@ -227,8 +227,8 @@ class CASViT(PyramidBackbone):
             whole_number("channels in the custom arch of CASViT", channels, low=1)
         if arch["channels"][0] % 2:
             raise UserError(
-                f"channels={arch['channels']!r} in the custom arch of CASViT is not possible: the first is even, as "
-                "the stem's first convolution has half as many"
+                f"channels={arch['channels']!r} in the custom arch of CASViT is not valid: the first must be even, as "
+                "the stem's first convolution has half as many channels"
             )
 
     def __init__(

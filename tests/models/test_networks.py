@@ -1,4 +1,4 @@
-"""The two backbones: exact to the authors' networks, and the contract that both keep."""
+"""The two backbones: agreement with the authors' networks, and their common interface."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from torch import nn
 from mmcare import CARE, CASViT, UserError
 
 SMALLEST = {"CARE": dict(arch="s0", layer_scale_init_value=1.0), "CASViT": dict(arch="xs")}
-PARAMETERS = {  # of the backbone alone, and of the classifier with both heads, as the authors' files hold them
+PARAMETERS = {  # of the backbone alone, and of the classifier with both heads as in the authors' files
     ("CARE", "s0"): (5_285_904, 7_340_000),
     ("CARE", "s1"): (7_548_328, 9_602_424),
     ("CARE", "s2"): (16_401_144, 19_481_288),
@@ -120,7 +120,7 @@ def test_any_size_any_stages_any_mode(family, data):
     assert len(maps) == len(indices)
     for index, width_of_map, feature in zip(indices, model.out_channels, maps, strict=True):
         stride = 4 << index
-        # CARE's strided convolutions tile the image from its corner, CAS-ViT's 3×3 ones are padded
+        # CARE's strided convolutions are not padded, CAS-ViT's 3×3 convolutions are.
         rows, columns = (size // stride if family == "CARE" else -(-size // stride) for size in (height, width))
         assert feature.shape == (batch, width_of_map, rows, columns)
         assert feature.isfinite().all()
@@ -194,7 +194,7 @@ def test_custom_arch():
 def test_frozen_stages_freeze_parameters_and_norms(family, frozen_stages):
     model = build(family, frozen_stages=frozen_stages, norm_eval=False).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = torch.randn(2, 3, 64, 64, requires_grad=True)  # so that there is a gradient with everything frozen, too
+    images = torch.randn(2, 3, 64, 64, requires_grad=True)  # so that backward() works with everything frozen, too
     sum(feature.square().mean() for feature in model(images)).backward()
     parts = {"stem.": 0, **{f"stages.{i}.": i + 1 for i in range(4)}, **{f"out_norms.{i}.": i + 1 for i in range(4)}}
     for name, parameter in model.named_parameters():
@@ -252,18 +252,18 @@ CUSTOM = {
     ("family", "changes", "said"),
     [
         (CARE, dict(memory_channels=(4, 8, 20, 32)), "head_channels=16 .* does not divide .* memory_channels=20"),
-        (CARE, dict(head_channels=(0, None, 16, 32)), "head_channels .*=0 is not possible: give a whole number"),
-        (CARE, dict(head_channels=(None, None, -4, 32)), "head_channels .*=-4 is not possible"),
-        (CARE, dict(head_channels=(None, None, "8", 32)), "head_channels .*='8' is not possible"),
+        (CARE, dict(head_channels=(0, None, 16, 32)), "head_channels .*=0 is not valid: give a whole number"),
+        (CARE, dict(head_channels=(None, None, -4, 32)), "head_channels .*=-4 is not valid"),
+        (CARE, dict(head_channels=(None, None, "8", 32)), "head_channels .*='8' is not valid"),
         (CARE, dict(ratios=(2, 2, 2, 2)), r"ratios=\(2, 2, 2, 2\) .* give a pair for each stage"),
         (CARE, dict(ratios=((2, 2, 2),) * 4), "give a pair for each stage"),
-        (CARE, dict(ratios=((2, 2.5),) * 4), "ratio .*=2.5 is not possible"),
-        (CARE, dict(ratios=((2, 0),) * 4), "ratio .*=0 is not possible"),
-        (CARE, dict(memory_channels=(4, 8, 16, 0)), "memory_channels .*=0 is not possible"),
-        (CARE, dict(depths=(1, 1, 1, 0)), "depths .*=0 is not possible"),
-        (CASViT, dict(channels=(7, 12, 16, 20)), r"channels=\(7, 12, 16, 20\) .* the first is even"),
+        (CARE, dict(ratios=((2, 2.5),) * 4), "ratio .*=2.5 is not valid"),
+        (CARE, dict(ratios=((2, 0),) * 4), "ratio .*=0 is not valid"),
+        (CARE, dict(memory_channels=(4, 8, 16, 0)), "memory_channels .*=0 is not valid"),
+        (CARE, dict(depths=(1, 1, 1, 0)), "depths .*=0 is not valid"),
+        (CASViT, dict(channels=(7, 12, 16, 20)), r"channels=\(7, 12, 16, 20\) .* the first must be even"),
         (CASViT, dict(channels=(8, 12, 16)), "one value for each of the 4 stages"),
-        (CASViT, dict(channels=(8, True, 16, 20)), "channels .*=True is not possible"),
+        (CASViT, dict(channels=(8, True, 16, 20)), "channels .*=True is not valid"),
     ],
 )
 def test_impossible_custom_archs_are_named_in_one_sentence(family, changes, said):
@@ -279,7 +279,7 @@ def test_drop_path_grows_linearly_over_all_blocks(family):
     rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
     linear = [0.3 * i / (len(rates) - 1) for i in range(len(rates))]
     if family == "CARE":
-        linear[-1] = 0.0  # it has no shortcut: to drop it would blank the map
+        linear[-1] = 0.0  # it has no shortcut: dropping it would zero the map
     assert rates == pytest.approx(linear)
     shallow = build(family, drop_path_rate=0.3, out_indices=(0,))
     assert [block.drop_path.drop_prob for block in shallow.stages[0].blocks] == rates[: len(shallow.stages[0].blocks)]
@@ -293,7 +293,7 @@ def test_drop_path_blanks_no_map(family):
 
 
 def test_files_from_before_the_norms_moved_are_read():
-    """CAS-ViT's parts had their norms beside them, and the context mappings were the token mixer's own."""
+    """Norms used to be siblings of CAS-ViT's parts, and the context mappings direct children of the token mixer."""
     before = (
         (".token_mixer.norm.", ".norm1."),
         (".mlp.norm.", ".norm2."),
@@ -316,7 +316,7 @@ def test_files_from_before_the_norms_moved_are_read():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @families
 def test_half_precision_holds_at_detection_sizes(family, dtype):
-    """800×1333 with activations ten times the usual scale: the sums over all positions must not overflow."""
+    """At 800×1333, with activations at ten times the usual scale, sums over all positions must not overflow."""
     model = build(family).eval()
     model.load_state_dict(helpers.backbone_weights(family, SMALLEST[family]["arch"]), strict=False)
     images = 10 * torch.randn(1, 3, 800, 1333, generator=torch.Generator().manual_seed(0))
@@ -331,7 +331,7 @@ def test_half_precision_holds_at_detection_sizes(family, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_linear_attention_alone_holds_in_half_precision(dtype):
-    """Whole sums of φ(k)ᵀv over the positions leave float16's range here by far, their mean does not."""
+    """Sums of φ(k)ᵀv over all positions far exceed float16's range here; their mean does not."""
     from mmcare.models.care import LinearAttention
 
     torch.manual_seed(0)
