@@ -1,5 +1,5 @@
 """The sample data and people's own data sets."""
 
-from .datasets import innermost_datasets
+from .configs import innermost_datasets, is_pretrained, type_name
 
-__all__ = ["innermost_datasets"]
+__all__ = ["innermost_datasets", "is_pretrained", "type_name"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import innermost_datasets
+from ..data import innermost_datasets, is_pretrained, type_name
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_N
         if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
             continue
         root = dataset.get("data_root") or ""
-        name, source = DATASETS.get(_type_name(dataset), (_type_name(dataset), None))
+        kind = type_name(dataset)
+        name, source = DATASETS.get(kind, (kind or "the dataset", None))
         purpose = _PURPOSES[split]
         if dataset.get("ann_file"):
             yield _Need(os.path.join(root, dataset["ann_file"]), f"{name}'s annotations {purpose}", source)
@@ -106,7 +107,7 @@ def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_N
 def _of_evaluator(evaluator: dict[str, Any] | list[dict[str, Any]] | None) -> Iterator[_Need]:
     for metric in evaluator if isinstance(evaluator, list) else [evaluator or {}]:
         if metric.get("ann_file") and (metric.get("backend_args") or {}).get("backend", "local") == "local":
-            yield _Need(metric["ann_file"], f"the annotations that {_type_name(metric)} compares with", None)
+            yield _Need(metric["ann_file"], f"the annotations that {type_name(metric)} compares with", None)
 
 
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
@@ -114,9 +115,8 @@ def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
     if isinstance(node, dict):
         inits = node.get("init_cfg")
         for init in inits if isinstance(inits, (list, tuple)) else [inits]:
-            asks = isinstance(init, dict) and _type_name(init) in ("Pretrained", "PretrainedInit")
-            if asks and init.get("checkpoint"):
-                owner = _type_name(node)
+            if is_pretrained(init) and init.get("checkpoint"):
+                owner = type_name(node)
                 path = os.path.expanduser(init["checkpoint"])
                 yield f"{key}.init_cfg", _Need(path, f"pretrained weights of {owner}", WEIGHTS.get(owner))
         for name, child in node.items():
@@ -124,12 +124,6 @@ def _pretrained(node: Any, key: str) -> Iterator[tuple[str, _Need]]:
     elif isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield from _pretrained(child, f"{key}.{index}")
-
-
-def _type_name(cfg: dict[str, Any]) -> str:
-    """Return ``CARE`` for ``type="mmcare.CARE"`` and for ``type=CARE``."""
-    kind = cfg.get("type", "dataset")
-    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
 def _is_remote(path: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import DETECTION
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 
 from mmcare import UserError
 from mmcare.cli import config_parser, parse_cfg_options
@@ -72,10 +73,14 @@ def test_complete_data_passes():
     check_inputs(coco(), ("train", "val"), weights=True)
 
 
-def test_missing_weights_alone_do_not_suggest_the_sample_data():
+WEIGHTS = dict(type="Pretrained", checkpoint="casvit.pth")
+
+
+@pytest.mark.parametrize("init", [WEIGHTS, dict(WEIGHTS, type=PretrainedInit), [dict(type="Kaiming"), WEIGHTS]])
+def test_missing_weights_alone_do_not_suggest_the_sample_data(init):
     make_coco()
     cfg = coco()
-    cfg.model.backbone = dict(type="mmcare.CASViT", init_cfg=dict(type="Pretrained", checkpoint="casvit.pth"))
+    cfg.model.backbone = dict(type="mmcare.CASViT", init_cfg=init)
     message = complaint(cfg, weights=True)
     assert "Tianfang-Zhang/CAS-ViT" in message
     assert "--sample" not in message

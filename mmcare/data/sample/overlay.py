@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ..datasets import innermost_datasets
+from ..configs import innermost_datasets, is_pretrained
 from .palettes import PALETTE, SEMANTIC_PALETTE
 from .scene import CLASSES, SEMANTIC_CLASSES
 
@@ -171,8 +171,11 @@ def _schedule(cfg: Config, steps: int, lr: float) -> None:
 def _start_from_scratch(model: Config) -> None:
     """Take out the weights to start from, so batch norms learn their statistics and nothing is held back."""
     for part in _parts(model):
-        if isinstance(part.get("init_cfg"), dict) and part.init_cfg.get("type") == "Pretrained":
+        inits = part.get("init_cfg")
+        if is_pretrained(inits):
             part.init_cfg = None
+        elif isinstance(inits, (list, tuple)):
+            part.init_cfg = [init for init in inits if not is_pretrained(init)]
     model.pop("pretrained", None)
     backbone = model.backbone
     if str(backbone.type).startswith("mmcare."):

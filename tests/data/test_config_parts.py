@@ -1,8 +1,12 @@
-"""The way to the datasets in a config: through every wrapper, to what stands in the config itself."""
+"""Finding parts of a config: datasets through every wrapper, pretrained weights however they are asked for."""
 
+import pytest
+from helpers import DETECTION
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 
 from mmcare.data import innermost_datasets
+from mmcare.data.sample import overlay_sample
 
 
 def test_datasets_are_found_inside_their_wrappers_in_order():
@@ -20,3 +24,19 @@ def test_a_dataset_without_a_wrapper_comes_alone_and_none_gives_none():
     assert [*innermost_datasets(dataset)] == [dataset]
     assert [*innermost_datasets(dict(dataset, dataset=None, datasets=[]))] == [dict(dataset, dataset=None, datasets=[])]
     assert [*innermost_datasets(None)] == []
+
+
+KAIMING = dict(type="Kaiming", layer="Conv2d")
+
+
+@pytest.mark.parametrize("kind", ["Pretrained", "PretrainedInit", "mmengine.PretrainedInit", PretrainedInit])
+def test_the_sample_data_takes_out_pretrained_weights_and_nothing_else(kind, tmp_path):
+    pretrained = dict(type=kind, checkpoint="weights.pth")
+    cfg = Config.fromfile(DETECTION)
+    cfg.model.backbone.init_cfg = pretrained
+    cfg.model.neck.init_cfg = [KAIMING, pretrained]
+    cfg.model.bbox_head.init_cfg = KAIMING
+    overlay_sample(cfg, tmp_path)
+    assert cfg.model.backbone.init_cfg is None
+    assert cfg.model.neck.init_cfg == [KAIMING]
+    assert cfg.model.bbox_head.init_cfg == KAIMING

@@ -20,3 +20,14 @@ def innermost_datasets(dataset: Any) -> Iterator[Any]:
         yield from innermost_datasets(wrapped)
     if not inner:
         yield dataset
+
+
+def is_pretrained(init: Any) -> bool:
+    """Tell whether an entry of an ``init_cfg``, which is one dict or a list of them, loads pretrained weights."""
+    return isinstance(init, dict) and type_name(init) in ("Pretrained", "PretrainedInit", "PretrainedBackbone")
+
+
+def type_name(cfg: dict[str, Any]) -> str | None:
+    """Return ``CARE`` for ``type="mmcare.CARE"`` and for ``type=CARE``, None where there is no type."""
+    kind = cfg.get("type")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", None)
