@@ -16,6 +16,7 @@ from .running import run
 
 
 def main() -> None:
+    """Run torchrun with the command line's arguments."""
     try:
         from torch.distributed import DistNetworkError
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -33,11 +34,11 @@ def main() -> None:
         told = any(failure.exitcode == 2 for failure in error.failures.values())  # see mmcare.cli.run
         sys.exit(2 if told else str(error))
     except DistNetworkError as error:
-        raise UserError(f"the processes cannot be connected, see to MASTER_ADDR and PORT: {error}") from error
+        raise UserError(f"the processes cannot be connected, check MASTER_ADDR and PORT: {error}") from error
 
 
 def _rendezvous() -> list[str]:
-    """torchrun's options for how the machines find each other, from NNODES, NODE_RANK, MASTER_ADDR and PORT."""
+    """Return torchrun's options for how the machines find each other, from NNODES, NODE_RANK, MASTER_ADDR and PORT."""
     defaults = {"NNODES": 1, "NODE_RANK": 0, "PORT": 29500}
     numbers = {name: os.environ.get(name, str(default)) for name, default in defaults.items()}
     for name, number in numbers.items():

@@ -82,12 +82,14 @@ def parse_cfg_options(pairs: Sequence[str] | None) -> dict[str, Any] | None:
         return None
     from mmengine.config import DictAction
 
-    settings = Namespace()
-    try:
-        DictAction((), "found")(argparse.ArgumentParser(), settings, pairs)
-    except AssertionError as error:
-        raise UserError(f"--cfg-options: {error}: see to the brackets") from error
-    return settings.found
+    found = Namespace(settings={})
+    parse = DictAction((), "settings")
+    for pair in pairs:
+        try:
+            parse(argparse.ArgumentParser(), found, [pair])
+        except AssertionError as error:
+            raise UserError(f"--cfg-options: the brackets in {pair!r} do not match") from error
+    return found.settings
 
 
 def read_config(args: Namespace, parts: Sequence[str]) -> Config:
