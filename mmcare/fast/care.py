@@ -1,4 +1,4 @@
-"""CARE's fast form: a class for each part of :mod:`mmcare.models.care` that has one."""
+"""CARE's fast form: replacements for the modules of :mod:`mmcare.models.care`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .folding import conv_with, fold_norm_before, fold_scale_after
 
 
 class FusedLinearAttention(nn.Module):
-    """The fast form of linear attention: the heads share their matrix products.
+    """The fast form of linear attention: all heads in one matrix product.
 
-    A head alone is narrow for a matrix product, and its output would have to be transposed to channels-last. So all
-    channels meet all channels, and a mask leaves each head its own: less than 1 % more operations in the whole network.
+    A single head is too narrow for an efficient matrix product, and its output would have to be transposed to
+    channels-last. So the products run over all channels, and a mask zeroes those across heads. This adds less than 1 %
+    to the operations of the whole network.
     """
 
     def __init__(self, attention: LinearAttention) -> None:
@@ -23,13 +24,13 @@ class FusedLinearAttention(nn.Module):
         self.query_key = attention.query_key
         channels = self.query_key.in_channels
         head = torch.arange(channels, device=self.query_key.weight.device) // (channels // attention.heads)
-        # (channels, 2 · channels): for the values' context and, with the same mask, for the mean of the keys
+        # (channels, 2 · channels): the same mask twice, for the context of the values and for the mean of the keys
         self.register_buffer("same_head", (head[:, None] == head).to(self.query_key.weight).repeat(1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape, channels-last."""
         query_key = self.query_key(x)
-        wide = torch.promote_types(x.dtype, torch.float32)  # for the reasons given in the plain form
+        wide = torch.promote_types(x.dtype, torch.float32)  # for the reason given in LinearAttention
         with without_autocast(x):
             query, key = (
                 F.elu(query_key.to(wide)).add_(1).flatten(2).transpose(1, 2).chunk(2, dim=2)
@@ -40,12 +41,12 @@ class FusedLinearAttention(nn.Module):
             weights = torch.cat((context, mean_key), dim=2) * self.same_head.to(wide)
             numerator, denominator = (query @ weights).chunk(2, dim=2)
             out = numerator / (denominator + 1e-6)
-        # By way of two dimensions, for a stride of the batch that tells torch.cat even of one image that it lies so
+        # Via two dimensions, so that even a single image's strides show torch.cat that the layout is channels-last.
         return out.to(x.dtype).flatten(0, 1).unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
 
 
 class FusedTokenMixer(nn.Module):
-    """The fast form of the token mixer: one convolution for both near views, the small kernel bordered with zeros."""
+    """The fast form of the token mixer: one depth-wise convolution, with the 3×3 kernels zero-padded to 7×7."""
 
     def __init__(self, mixer: TokenMixer) -> None:
         super().__init__()
@@ -64,11 +65,11 @@ class FusedTokenMixer(nn.Module):
 
 
 def fused_branch(interaction: Interaction, scale: Tensor | None = None) -> Expansion:
-    """Return what an interaction adds to its input, with the norm in fc1's weights.
+    """Return the residual branch of an interaction, with the norm folded into fc1.
 
     Args:
-        interaction: whose convolutions are changed in place.
-        scale: a factor for each of fc2's outputs, which goes into its weights.
+        interaction: the interaction; its convolutions are changed in place.
+        scale: a factor for each output channel of fc2, which is folded into its weights.
     """
     fold_norm_before(interaction.norm, interaction.fc1)
     layers = [(interaction.fc1, True), (interaction.conv, False)]
@@ -82,7 +83,7 @@ def fused_branch(interaction: Interaction, scale: Tensor | None = None) -> Expan
 class FusedBlock(nn.Module):
     """The fast form of a block: x + γ ⊙ m + second_branch(m), m = concat(memory, first interaction's output).
 
-    The norms are in the weights that follow them, γ also in those of the second interaction's fc2.
+    The norms are folded into the convolutions after them, and γ into the second interaction's fc2 as well.
     """
 
     def __init__(self, block: Block) -> None:

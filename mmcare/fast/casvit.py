@@ -1,4 +1,4 @@
-"""CAS-ViT's fast form: a class for each part of :mod:`mmcare.models.casvit` that has one."""
+"""CAS-ViT's fast form: replacements for the modules of :mod:`mmcare.models.casvit`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .folding import conv_with, fold_norm_after, fold_norm_before
 class FusedAdditiveTokenMixer(InParts):
     """The fast form of the additive token mixer: the context mappings of queries and keys run as one.
 
-    The values come from a convolution of their own, so that nothing has to be cut out of a channels-last map. On a CPU
-    the mappings of maps that are large together run one after the other.
+    The values have a separate convolution, so that no channels-last map has to be split. On a CPU, where both mappings
+    together would make a large map, they run one after the other.
     """
 
     def __init__(self, mixer: AdditiveTokenMixer) -> None:
@@ -32,7 +32,7 @@ class FusedAdditiveTokenMixer(InParts):
         weight, bias = (torch.cat([getattr(conv, name) for conv in convs]) for name in ("weight", "bias"))
         self.spatial_conv = FusedConv(conv_with(weight, bias, groups=2 * channels, padding=convs[0].padding))
         self.spatial_act = nn.ReLU(inplace=True)
-        # Two rows with zeros for the other branch's channels, which is faster than two groups
+        # Two output channels with zero weights for the other branch are faster than two groups.
         rows = torch.block_diag(*[context.spatial.fc.weight.flatten(1) for context in contexts])
         self.spatial_fc = conv_with(rows[:, :, None, None], None)
         channel = torch.stack([context.channel.fc.weight.detach().flatten(1).t() for context in contexts])
@@ -47,7 +47,7 @@ class FusedAdditiveTokenMixer(InParts):
         return self.project(self.conv(context).mul_(self.value(x)))
 
     def _together(self, x: Tensor) -> Tensor:
-        """Φ(q) + Φ(k)."""
+        """Return Φ(q) + Φ(k)."""
         query_key = self.query_key(x)
         spatial_gate = self.spatial_fc(self.spatial_act(self.spatial_conv(query_key))).sigmoid()  # (B, 2, H, W)
         query_key = query_key.unflatten(1, (2, -1)) * spatial_gate.unsqueeze(2)  # (B, 2, channels, H, W)
@@ -57,7 +57,7 @@ class FusedAdditiveTokenMixer(InParts):
         return (query * query_gate).addcmul_(key, key_gate)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
-        """The same: Φ(q), to which Φ(k) is added."""
+        """Return Φ(q) + Φ(k), computed one after the other."""
         context = None
         rows = self.spatial_fc.weight.unflatten(1, (2, -1))
         for index in range(2):
@@ -70,7 +70,7 @@ class FusedAdditiveTokenMixer(InParts):
 
 
 class FusedBlock(nn.Module):
-    """The fast form of a block: the norms are in the weights of the 1×1 convolutions beside them."""
+    """The fast form of a block: the norms are folded into the adjacent 1×1 convolutions."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""What the fast forms compute with: convolutions fused with GELU and sums, and hidden maps made a part at a time.
+"""The building blocks of the fast form: convolutions fused with GELU and additions, and hidden maps computed in parts.
 
-On CPUs oneDNN applies GELU, or adds to a map, while a convolution's values are still at hand, and takes weights in the
-order in which they are read (:mod:`~mmcare.fast.onednn`). Everything else gets the plain operations: GPUs, float16,
-autocast, gradients, tracing and export, and torch.compile, which fuses for itself.
+On CPUs oneDNN fuses a convolution with GELU or an addition, and accepts weights that are already in the order in which
+it reads them (:mod:`~mmcare.fast.onednn`). Everything else uses torch's plain operations: GPUs, float16, autocast,
+gradients, tracing and export, and torch.compile, which does its own fusion.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .parts import Part, count_parts, part_of
 
 
 class Weight(nn.Parameter):
-    """A parameter of which every edit shows: ``weight.data.mul_(2)`` raises its version, too.
+    """A parameter that notices every edit: ``weight.data.mul_(2)`` increases its version as well.
 
-    torch gives ``data`` a version counter of its own, so that what was made of the weights before would not be made
-    anew. With :meth:`~torch.Tensor.detach` the counter is shared. As with autograd, only what is written to the memory
-    behind torch's back, by an array of NumPy's that shares it, goes unnoticed.
+    torch gives ``data`` a version counter of its own, so edits through it would leave the reordered weights stale.
+    :meth:`~torch.Tensor.detach` shares the counter. As with autograd, writes through a NumPy array that shares the
+    memory go unnoticed.
     """
 
     @property
@@ -38,16 +38,16 @@ class Weight(nn.Parameter):
 
 
 class FusedConv(nn.Conv2d):
-    """A convolution for inference, with GELU after it if asked for.
+    """A convolution for inference, optionally followed by GELU.
 
-    The order in which oneDNN reads weights depends on the map's size. They are put in it when a size differs from the
-    call before or the weights were edited, where torch's own convolution does so in each call, and kept beside them.
+    The order in which oneDNN reads weights depends on the map's size. torch's own convolution reorders them in each
+    call; this one stores the reordered weights, and renews them when the size changes or the weights were edited.
 
     Args:
-        conv: what has the weights, which are shared.
-        gelu: whether GELU follows.
-        divide: which of its channels a part takes: ``"outputs"``, of each group its own inputs with them, or
-            ``"inputs"``, so that the outputs are the parts' sum.
+        conv: the convolution, whose weights are shared.
+        gelu: apply GELU to the output.
+        divide: how the convolution is divided into parts: by ``"outputs"``, where each group takes its own inputs
+            along, or by ``"inputs"``, where the output is the sum of the parts.
     """
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False, divide: Literal["inputs", "outputs"] = "outputs") -> None:
@@ -59,12 +59,12 @@ class FusedConv(nn.Conv2d):
         self._ordered: dict[Part, tuple[Any, Tensor]] = {}
 
     def forward(self, x: Tensor, part: Part = (0, 1), to: Tensor | None = None) -> Tensor:
-        """Return the convolution's part of the channels of x, added to ``to`` if given.
+        """Return a part of the convolution of x, added to ``to`` if given.
 
         Args:
             x: (B, C, H, W).
             part: which part of the channels.
-            to: what the sum may be written over, in the shape of the output.
+            to: a map in the shape of the output, which may be overwritten with the sum.
         """
         weight, bias = part_of(self.weight, self.bias, part, inputs=self.divide == "inputs")
         groups = max(self.groups // part[1], 1)
@@ -85,22 +85,22 @@ class FusedConv(nn.Conv2d):
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         layout = x.device.type == "cpu" and is_channels_last(x) and x.numel() > 0
         kind = x.dtype in onednn.TYPES and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
-        # What is made in inference mode does not tell when it changes.
+        # Tensors created in inference mode have no version counter.
         return layout and kind and not recorded and not self.weight.is_inference() and torch.backends.mkldnn.enabled
 
     def _order(self, x: Tensor, weight: Tensor, part: Part, settings: onednn.Settings) -> Tensor:
-        if not isinstance(self.weight, Weight):  # somebody has given it another
+        if not isinstance(self.weight, Weight):  # the caller has replaced it
             return onednn.order(weight, settings, x.shape)
         key = (x.shape, x.dtype, self.weight.data_ptr(), version(self.weight))
         known = self._ordered.get(part)
         if known is None or known[0] != key:
             if part[0] == 0:
-                self._ordered.clear()  # of another size, which may have had more parts
+                self._ordered.clear()  # another size may have had more parts
             known = self._ordered[part] = (key, onednn.order(weight, settings, x.shape))
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_ordered": {}}  # a copy orders its own
+        return {**super().__getstate__(), "_ordered": {}}  # a copy reorders its own weights
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -108,10 +108,10 @@ class FusedConv(nn.Conv2d):
 
 
 class InParts(nn.Module):
-    """What makes large maps a part of their channels at a time.
+    """Base class of modules that compute large maps in parts of the channels.
 
     Attributes:
-        pixels: for how many pixels to make parts while compiling, since one graph serves all sizes.
+        pixels: the number of pixels to assume while compiling, since one graph serves all sizes.
     """
 
     def __init__(self) -> None:
@@ -119,18 +119,18 @@ class InParts(nn.Module):
         self.pixels = 0
 
     def count_parts(self, x: Tensor, channels: int) -> int:
-        """Return in how many parts to make a map of so many channels of x (B, C, H, W)."""
+        """Return the number of parts for a map with this many channels, computed from x (B, C, H, W)."""
         return count_parts(x, channels, self.pixels if is_captured() else None)
 
 
 class Expansion(InParts):
-    """Convolutions through a hidden map, wide and made for nothing else: fc1, perhaps depth-wise ones, perhaps fc2.
+    """Convolutions through a wide hidden map: fc1, optional depth-wise convolutions, optional fc2.
 
-    Where the hidden map is large it is made in parts (:mod:`~mmcare.fast.parts`), and never needs all of its memory.
+    A large hidden map is computed in parts (:mod:`~mmcare.fast.parts`), and is never in memory as a whole.
 
     Args:
-        layers: the convolutions, each with whether GELU follows it. The last is fc2, or where ``project`` is false it
-            gives the hidden map.
+        layers: pairs of a convolution and whether GELU follows it. The last convolution is fc2; if ``project`` is
+            False, it returns the hidden map.
         project: whether there is an fc2.
     """
 
@@ -144,9 +144,12 @@ class Expansion(InParts):
         self.project = project
 
     def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) → what the last convolution returns, added to ``to``, which may be x and be written over."""
+        """Return the output of the last convolution for x (B, C, H, W), added to ``to`` if given.
+
+        ``to`` may be x, and may be overwritten.
+        """
         count = self.count_parts(x, self.layers[0].out_channels) if self.project else 1
-        out = to.clone() if to is x and count > 1 else to  # the next part reads x, too
+        out = to.clone() if to is x and count > 1 else to  # the next part reads x as well
         for index in range(count):
             hidden = x
             for layer in self.layers[:-1]:
@@ -156,15 +159,15 @@ class Expansion(InParts):
 
 
 def add_to(branch: Tensor, x: Tensor) -> Tensor:
-    """Return branch + x, written over ``branch`` unless, under autocast, the sum is of a wider type."""
+    """Return branch + x; overwrite ``branch``, unless the sum has a wider type, as under autocast."""
     return branch.add_(x) if branch.dtype == x.dtype else branch + x
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``function(x)`` of a map (B, C, H, W), for a function of each value by itself.
+    """Return ``function(x)`` of a map (B, C, H, W) for an element-wise function.
 
-    Channels-last maps are given as (B, H, W, C): on CPUs torch's GELU is up to twice as fast where it can tell that
-    there are no gaps, and it looks for them in the order of the dimensions only.
+    The function gets a channels-last map as (B, H, W, C): on CPUs torch's GELU is up to twice as fast for contiguous
+    tensors, and it does not treat channels-last as contiguous.
     """
     return function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if is_channels_last(x) else function(x)
 

@@ -1,7 +1,7 @@
-"""Batch norms and scales folded into the convolutions beside them.
+"""Folding of batch norms and layer scales into adjacent convolutions.
 
-The arithmetic is in float64, whatever the weights' type. The convolutions are changed in place; their owner leaves out
-what was folded into them.
+The arithmetic is in float64, whatever the type of the weights. The convolutions are changed in place; the caller
+removes the folded modules.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ..torch_internals import has_hooks
 
 
 def is_foldable(norm: nn.Module | None) -> bool:
-    """Return whether a module is a batch norm that, in eval mode, multiplies and adds what it has learned."""
+    """Return whether a module is a batch norm with running statistics, and so affine in eval mode."""
     return isinstance(norm, BatchNorm) and norm.running_mean is not None
 
 
 def is_plain_conv(layer: nn.Module | None) -> bool:
-    """Return whether a layer is a convolution that computes what its weights say, and with zeros around the map."""
+    """Return whether a layer is a plain convolution: no subclass, no hooks, zero padding."""
     plain = type(layer) is nn.Conv2d and not has_hooks(layer)
     return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def fold_norm_after(conv: nn.Conv2d, norm: nn.Module) -> None:
-    """Fold a batch norm into the convolution before it, which is exact whatever the padding.
+    """Fold a batch norm into the convolution before it, which is exact with any padding.
 
     Raises:
         UserError: the norm cannot be folded.
@@ -41,9 +41,9 @@ def fold_norm_after(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 def fold_norm_before(norm: nn.Module, conv: nn.Conv2d) -> None:
-    """Fold a batch norm, with scale and shift, into the convolution after it, which has no groups.
+    """Fold an affine batch norm into the convolution after it, which must have no groups.
 
-    The convolution must have no padding: at a padded border it reads zeros, which the norm does not shift.
+    Nor may it have padding: at the border it would read zeros, which the norm does not shift.
 
     Raises:
         UserError: the norm cannot be folded.
@@ -57,10 +57,10 @@ def fold_norm_before(norm: nn.Module, conv: nn.Conv2d) -> None:
 
 
 def fold_chain(layers: nn.Sequential) -> nn.Sequential:
-    """Return convolutions, norms and ReLUs in a row without the norms that stand beside a convolution.
+    """Return a sequence of convolutions, norms and ReLUs with the norms folded into adjacent convolutions.
 
     Raises:
-        UserError: there is a norm beside a convolution that cannot be folded.
+        UserError: a norm next to a convolution cannot be folded.
     """
     kept: dict[str, nn.Module] = {}
     name, last = "", None
@@ -91,9 +91,9 @@ def fold_scale_after(conv: nn.Conv2d, scale: Tensor) -> None:
 
 
 def conv_with(weight: Tensor, bias: Tensor | None, groups: int = 1, **kwargs: Any) -> nn.Conv2d:
-    """Return a convolution with the given weights; the further arguments are ``nn.Conv2d``'s."""
+    """Return a convolution with the given weights; the other arguments are those of ``nn.Conv2d``."""
     outputs, inputs, *kernel_size = weight.shape
-    # On the meta device no random weights are drawn, which would move the generator.
+    # On the meta device, as drawing random weights would advance the global generator.
     conv = nn.Conv2d(inputs * groups, outputs, kernel_size, groups=groups, bias=False, device="meta", **kwargs)
     _set(conv, weight, bias)
     return conv
@@ -103,7 +103,7 @@ def _check_foldable(norm: nn.Module) -> None:
     if not is_foldable(norm):
         raise UserError(
             f"a norm of the backbone, {norm}, cannot be folded: give reparameterize a backbone with batch norms that "
-            "keep running statistics"
+            "have running statistics"
         )
 
 

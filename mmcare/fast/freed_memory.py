@@ -1,4 +1,4 @@
-"""The memory of maps that are freed, kept for the next image."""
+"""Keeping the memory of freed maps for the next image."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Spare the passes to come the page faults of fetching their maps' memory from the system, each time anew.
+    """Keep up to 64 MiB of freed memory in this process, so that forward passes cause fewer page faults.
 
-    A setting of the whole process, for Linux with glibc; elsewhere it does nothing. From the call on the process keeps
-    up to 64 MiB that it has freed. docs/speed.md has what that gains.
+    The setting is process-wide and works on Linux with glibc; elsewhere it does nothing. docs/speed.md has the gains.
 
-    glibc takes blocks above a threshold from the system and gives them back when freed, and so it does with what is
-    free at the end of its heap. It raises the thresholds when it sees a block freed that is larger, to the block's size
-    and twice that, up to 32 and 64 MiB (mallopt(3), ``M_MMAP_THRESHOLD``). Here it sees one. The block is never
-    touched, and so takes no memory. Thresholds that the environment sets stay, and so do other allocators'.
+    glibc maps blocks above one threshold directly from the system and returns them when they are freed; above another,
+    it also returns free memory at the end of its heap. Freeing a mapped block raises the first threshold to the size of
+    the block and the second to twice that, up to 32 and 64 MiB (mallopt(3), ``M_MMAP_THRESHOLD``). This function frees
+    such a block. The block is never touched, so it takes no memory. Thresholds set in the environment and other
+    allocators are not affected.
     """
     torch.empty(2**25 - 2**13, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""oneDNN's convolutions with more in them: GELU, a sum, and weights in the order in which they are read.
+"""oneDNN's fused convolutions: with GELU, with an addition, and with reordered weights.
 
-These are operators that torch.compile puts in a convolution's place on CPUs, and they are private to torch. So they are
-tried out on import, and only what computes the same as torch's public operations is used.
+torch.compile uses these operators for convolutions on CPUs. They are private to torch, so they are tested on import,
+and used only where they compute the same as torch's public operations.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Settings = tuple[Any, Any, Any, int]
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, gelu: bool) -> Tensor:
-    """Return the convolution of a channels-last map (B, C, H, W), with GELU after it if asked for."""
+    """Return the convolution of a channels-last map (B, C, H, W), optionally followed by GELU."""
     activation = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, *activation)
 
 
 def convolve_onto(to: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
-    """Add the convolution of a channels-last map to ``to``, channels-last as well, which is written over."""
+    """Add the convolution of a channels-last map to the channels-last map ``to``, in place."""
     return torch.ops.mkldnn._convolution_pointwise_.binary(to, x, weight, bias, *settings, "add", 1.0, None, [], None)
 
 
@@ -33,7 +33,7 @@ def order(weight: Tensor, settings: Settings, size: torch.Size) -> Tensor:
 
 
 def _works(dtype: torch.dtype) -> bool:
-    """Whether the operators compute in this type what torch's own do."""
+    """Return whether the operators compute the same as torch's public ones in this type."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 5, 5, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(32, 16, 1, 1, generator=generator).to(dtype) / 4
@@ -50,12 +50,12 @@ def _works(dtype: torch.dtype) -> bool:
             wanted = (F.gelu(plain), plain, plain + 1)
             pairs = zip(found, wanted, strict=True)
             return all(torch.allclose(a.float(), b, rtol=tolerance, atol=tolerance) for a, b in pairs)
-    except (AttributeError, RuntimeError, TypeError):  # no such operator, not for this machine, other arguments
+    except (AttributeError, RuntimeError, TypeError):  # no such operator, not on this machine, other arguments
         return False
 
 
 def _is_fast(dtype: torch.dtype) -> bool:
-    """Whether the processor computes in a type, rather than converting to float32 and back."""
+    """Return whether the processor computes in this type, rather than converting to float32 and back."""
     if dtype == torch.float32:
         return True
     try:
@@ -69,4 +69,4 @@ TYPES: tuple[torch.dtype, ...] = (
     if torch.backends.mkldnn.is_available()
     else ()
 )
-"""The types for which the operators are there and compute the same; none where the fast form has to do without."""
+"""The types in which the operators can be used; empty if the fast form has to use torch's plain operations."""

@@ -1,8 +1,8 @@
-"""Wide hidden maps, made for a part of their channels at a time.
+"""Wide hidden maps, computed in parts of their channels.
 
-Between two 1×1 convolutions the map is several times as wide as before and after, and only made to be used up. The
-channels do not meet there: a depth-wise convolution and an activation need no others, and what the second convolution
-makes of the parts adds up. So on a CPU, where a large map does not fit in the cache, it is made in parts that do.
+Between two 1×1 convolutions the map is several times as wide as before and after, and nothing else uses it. Its
+channels are independent: depth-wise convolutions and activations do not mix them, and the second convolution sums over
+them. So on a CPU, where a large map does not fit in the cache, it is computed in parts that do.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from torch import Tensor
 
 Part = tuple[int, int]
-"""The number of a part, from 0, and how many there are."""
+"""The index of a part and the number of parts."""
 
 PART_BYTES = 4 * 2**20
-"""A hidden map larger than this is made in parts."""
+"""Hidden maps larger than this are computed in parts."""
 
 MIN_PART_CHANNELS = 32
-"""Narrower parts are slow: products with few columns, and many of them."""
+"""Narrower parts are slow: many matrix products with few columns each."""
 
 
 def count_parts(x: Tensor, channels: int, pixels: int | None = None) -> int:
-    """In how many parts to make a hidden map of so many channels, a power of two that divides them.
+    """Return the number of parts for a hidden map: a power of two that divides its channels.
 
     Args:
-        x: (B, C, H, W), what the map is made of.
-        channels: of the hidden map.
-        pixels: of a batch, if not x's own.
+        x: (B, C, H, W), from which the hidden map is computed.
+        channels: channels of the hidden map.
+        pixels: pixels of the batch; None for those of x.
     """
     if x.device.type != "cpu":
         return 1
@@ -37,12 +37,13 @@ def count_parts(x: Tensor, channels: int, pixels: int | None = None) -> int:
 
 
 def part_of(weight: Tensor, bias: Tensor | None, part: Part, inputs: bool) -> tuple[Tensor, Tensor | None]:
-    """What of a convolution's weights makes a part of a hidden map, or reads it.
+    """Return the weights with which a convolution computes a part of a hidden map, or reads it.
 
     Args:
-        weight, bias: the convolution's.
-        part: which one.
-        inputs: whether the map is what it reads, so that the outputs are the parts' sum and only one has the bias.
+        weight, bias: of the convolution.
+        part: which part.
+        inputs: whether the convolution reads the hidden map. Its output is then the sum of the parts, so only the first
+            part has the bias.
     """
     index, count = part
     if count == 1:

@@ -1,6 +1,6 @@
-"""Training in less memory: what of a network is kept for the backward pass, and what is computed again there.
+"""Training with less memory: which activations are stored for the backward pass, and which are recomputed.
 
-A network says what may be computed again by its :class:`Chain`\\ s. docs/speed.md has what that costs and saves.
+Networks mark the layers that may be recomputed by putting them in a :class:`Chain`. See docs/training-memory.md.
 """
 
 from .chain import Chain

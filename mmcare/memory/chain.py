@@ -1,10 +1,10 @@
-"""Layers in a row, of which training keeps what is dear to compute, and computes the rest again.
+"""Chains: sequences of layers that store only the outputs of dense convolutions in training, and recompute the rest.
 
-Autograd keeps the input of each operation until the backward pass. Most of these maps are cheap to make from others
-that are kept as well: norms, activations, depth-wise convolutions and gates are most of the memory and a small part of
-the arithmetic, the 1×1 convolutions the other way round. So a :class:`Chain` keeps its input and what its dense
-convolutions return, and makes the maps between them again. A norm whose statistics are frozen makes no map at all where
-it can be put into the weights of the convolution beside it (:mod:`~mmcare.memory.frozen_norms`).
+Autograd stores the input of each operation until the backward pass. Norms, activations, depth-wise convolutions and
+gates account for most of this memory but little of the arithmetic; for the 1×1 convolutions it is the other way round.
+So a :class:`Chain` stores its input and the outputs of its dense convolutions, and recomputes the maps in between. A
+norm with frozen statistics produces no map at all where it can be folded into the adjacent convolution
+(:mod:`~mmcare.memory.frozen_norms`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .mode import Saving, present
 from .recomputation import hooks_are_possible, recompute
 
 FEW_VALUES = 2**16
-"""Of maps with no more values than this everything is kept: computing them again takes time and saves little memory."""
+"""Nothing is recomputed for maps with at most this many values: it would take time and save little memory."""
 
 FEW_PIXELS = 2**8
-"""So it is of maps with no more pixels than this in the batch, however many channels they have."""
+"""The same for maps with at most this many pixels in the batch, however many channels they have."""
 
 
 class Chain(nn.Sequential):
-    """Layers one after the other; in training the maps between its dense convolutions are computed again.
+    """A sequence of layers; in training, the maps between its dense convolutions are recomputed.
 
-    The outputs are those of :class:`torch.nn.Sequential`, and so are the gradients up to rounding. Nothing is computed
-    again in eval mode or without gradients; on small maps; within :func:`~mmcare.memory.recompute_block` or
-    :func:`~mmcare.memory.keep_everything`; under the transforms of ``torch.func``; and under ``torch.compile``, which
-    decides for itself what to keep.
+    The outputs equal those of :class:`torch.nn.Sequential`, and so do the gradients up to rounding. Nothing is
+    recomputed in eval mode or without gradients, for small maps, within :func:`~mmcare.memory.recompute_block` or
+    :func:`~mmcare.memory.keep_everything`, under the transforms of ``torch.func``, or under ``torch.compile``, which
+    decides for itself what to store.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class Chain(nn.Sequential):
 
 
 def _segments(layers: Sequence[nn.Module | FoldedConv]) -> Iterator[list[nn.Module | FoldedConv]]:
-    """Split layers where the map is kept: behind each dense convolution.
+    """Split layers where the map is stored: after each dense convolution.
 
-    The map before a norm that takes the statistics of the batch, and the one after it, are kept as well: computed again
-    it would count the batch a second time, and in distributed training talk to the other processes again.
+    The maps before and after a norm that uses batch statistics are stored as well: recomputing the norm would update
+    its running statistics twice and, in distributed training, synchronize with the other processes again.
     """
     segment: list[nn.Module | FoldedConv] = []
     for layer in layers:

@@ -1,7 +1,8 @@
-"""Batch norms with frozen statistics, put into the weights of the convolutions beside them while training.
+"""Batch norms with frozen statistics, folded into adjacent convolutions during training.
 
-Such a norm is t ↦ s·t + b for each channel, with s = γ / sqrt(var + eps) and b = β - mean · s. Scaling the weights of a
-convolution, which are far fewer than a map's values, does the same; autograd makes γ's and β's gradients.
+Such a norm is t ↦ s·t + b for each channel, with s = γ / sqrt(var + eps) and b = β - mean · s. Scaling the weights of
+the convolution has the same effect, and there are far fewer weights than values in a map. Autograd computes the
+gradients of γ and β.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor, nn
 from ..torch_internals import has_global_hooks, has_hooks
 
 FOLDED_VALUES = 2**18
-"""A norm of a map of fewer values than this is a pass over the map: that takes less than putting it into weights."""
+"""Norms of maps with fewer values than this are not folded: normalizing the map is faster than scaling the weights."""
 
 PIXELS_PER_WEIGHT = 8
-"""So is a norm of a map that is not many times larger than the weights, of which a second copy would be kept."""
+"""Nor are norms of maps not much larger than the weights: folding stores a second copy of the weights."""
 
 BatchNorm = nn.BatchNorm2d.__base__
-"""The common base of torch's batch norms, for which torch has no public name: SyncBatchNorm has it too."""
+"""The common base class of torch's batch norms, SyncBatchNorm included; torch has no public name for it."""
 
 
 class FoldedConv:
-    """A convolution with the frozen batch norm before it, or after it, in its weights."""
+    """A convolution with the frozen batch norm before or after it folded into its weights."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, before: bool) -> None:
         self.conv, self.norm, self.before = conv, norm, before
@@ -44,14 +45,14 @@ class FoldedConv:
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def modules(self) -> Iterator[nn.Module]:
-        """Return what has the parameters."""
+        """Return the modules that own the parameters."""
         return iter((self.conv, self.norm))
 
 
 def without_frozen_norms(layers: Sequence[nn.Module], x: Tensor) -> list[nn.Module | FoldedConv]:
-    """Return layers with each frozen norm in the convolution beside it, where that takes less time than a pass over x.
+    """Return layers with each frozen norm folded into the adjacent convolution, where that is faster for x.
 
-    Layers that a hook listens to stay by themselves.
+    Layers with hooks are not folded.
     """
     folded: list[nn.Module | FoldedConv] = []
     if has_global_hooks():
@@ -73,8 +74,8 @@ def _is_frozen_norm(layer: nn.Module | FoldedConv | None) -> bool:
 
 
 def _can_follow_norm(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a convolution can take in the norm before it: it must not read the zeros around the map."""
-    half = torch.is_autocast_enabled(x.device.type)  # would round x before the norm has taken its mean away
+    """Return whether the norm before a convolution can be folded into it: the convolution must not pad."""
+    half = torch.is_autocast_enabled(x.device.type)  # would round x before the norm subtracts the mean
     return _can_take_norm(layer, x) and layer.groups == 1 and not any(layer.padding) and not half
 
 

@@ -1,4 +1,4 @@
-"""How much of training's memory is saved, for what runs now."""
+"""The memory-saving mode of the running code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import TracebackType
 class Saving(Enum):
     """What a chain does in training."""
 
-    RECOMPUTE = "computes maps again, and puts frozen norms into the weights beside them"
-    FOLD = "puts frozen norms into the weights beside them, as it is computed again as a part of something larger"
+    RECOMPUTE = "recomputes maps and folds frozen norms"
+    FOLD = "folds frozen norms, within something larger that is recomputed"
     NOTHING = "runs its layers"
 
 
@@ -19,7 +19,7 @@ _saving = ContextVar("saving", default=Saving.RECOMPUTE)
 
 
 class Switched:
-    """A context within which memory is saved in another way; it may be entered again after it was left."""
+    """A context that sets the memory-saving mode; it can be entered again after it was left."""
 
     def __init__(self, saving: Saving) -> None:
         self.saving = saving
@@ -32,10 +32,10 @@ class Switched:
 
 
 def keep_everything() -> Switched:
-    """Run the networks as if this room did not exist: the authors' operations one for one, nothing computed twice."""
+    """Return a context that turns memory saving off: the authors' operations one for one, nothing recomputed."""
     return Switched(Saving.NOTHING)
 
 
 def present() -> Saving:
-    """Return how memory is saved now."""
+    """Return the current memory-saving mode."""
     return _saving.get()

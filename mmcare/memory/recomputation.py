@@ -1,7 +1,7 @@
-"""Computing again in the backward pass: :func:`torch.utils.checkpoint.checkpoint`, with what our networks need of it.
+"""Recomputation in the backward pass: :func:`torch.utils.checkpoint.checkpoint`, adapted to our networks.
 
-A second run changes no statistics of norms, computes nothing a third time, and takes the parameters of the first run,
-also where ``torch.func.functional_call`` had lent them.
+The second run does not update the norms' running statistics, recomputes nothing a third time, and uses the parameters
+of the first run, even if ``torch.func.functional_call`` supplied them.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Layer = TypeVar("Layer", bound=HasModules)
 
 
 def recompute(function: Callable[[Sequence[Layer], Tensor], Tensor], layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Return ``function(layers, x)``, of which x is kept for the backward pass, which calls it again.
+    """Return ``function(layers, x)``; store only x, and call the function again in the backward pass.
 
     Args:
-        function: deterministic; it runs the layers and needs nothing else.
-        layers: modules, or what says by ``modules()`` which it uses.
-        x: what they take.
+        function: runs the layers; must be deterministic and depend on nothing else.
+        layers: modules, or objects whose ``modules()`` returns the modules they use.
+        x: the input.
     """
-    # torch ends the second run where the last map is made that the backward pass needs, before the last convolution.
+    # torch stops the second run once it has the last map that the backward pass needs, before the last convolution.
     settings = dict(use_reentrant=False, preserve_rng_state=False, determinism_check="none")
     run = _WithSameParameters(partial(function, layers), layers)
     return checkpoint(run, x, **settings, context_fn=partial(_contexts, layers))
 
 
 def recompute_block(block: nn.Module, x: Tensor) -> Tensor:
-    """Return ``block(x)``, of which training keeps x only; the block may draw random numbers, as drop path does."""
+    """Return ``block(x)``; in training, store only x. The block may draw random numbers, as drop path does."""
     if not (block.training and torch.is_grad_enabled()):
         return block(x)
-    if torch.compiler.is_compiling():  # the compiler has its own recomputation, and no contexts
+    if torch.compiler.is_compiling():  # the compiler recomputes by itself, and does not support context_fn
         return checkpoint(block, x, use_reentrant=False)
     if present() is Saving.NOTHING:
         return block(x)
@@ -54,7 +54,7 @@ def recompute_block(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def hooks_are_possible() -> bool:
-    """Return whether autograd lets what it keeps be replaced, as checkpointing does; torch.func's transforms do not."""
+    """Return whether autograd allows saved-tensor hooks, which recomputation needs; torch.func's transforms do not."""
     try:
         with torch.autograd.graph.saved_tensors_hooks(_same, _same):
             return True
@@ -67,7 +67,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 class _WithSameParameters:
-    """Runs a function of x, each time with the parameters that its layers have now."""
+    """A function of x that always runs with the parameters that its layers had when it was wrapped."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], layers: Sequence[HasModules]) -> None:
         self.function, self.layers = function, layers
@@ -89,7 +89,7 @@ class _WithSameParameters:
 
 
 class _Owner(nn.ModuleList):
-    """Layers as one module, for parameters to be lent to."""
+    """Layers as one module, for ``functional_call``."""
 
     def forward(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return function(x)
@@ -100,7 +100,7 @@ def _contexts(layers: Sequence[HasModules]) -> tuple[Switched, _SecondRun]:
 
 
 class _SecondRun(Switched):
-    """Keeps a second run from counting the batch once more into the norms' running statistics; may be entered again."""
+    """A context that keeps a second run from updating the norms' running statistics; it can be entered again."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__(Saving.FOLD)
