@@ -1,4 +1,4 @@
-"""torch.compile: one graph for each backbone in either form, and not a new one for each size."""
+"""torch.compile: one graph for each backbone and form, without recompiling for each image size."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def _nothing_compiled():
 @pytest.mark.parametrize("form", ["plain", "fast", "fast, hidden maps in parts"])
 @families
 def test_one_graph_serves_all_sizes(family, form, monkeypatch):
-    """Two, to be exact: the first is made for its size alone, the second when a size is found to change."""
-    if form == "fast, hidden maps in parts":  # not by the size of the images, then, but as for 512×512
+    """Two graphs, to be exact: one for the first size, and a dynamic one as soon as the size changes."""
+    if form == "fast, hidden maps in parts":  # compiled parts are those of 512×512, whatever the image size
         monkeypatch.setattr(parts, "PART_BYTES", 2**18)
         monkeypatch.setattr(parts, "MIN_PART_CHANNELS", 2)
     model = trained(family)

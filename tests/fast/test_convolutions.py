@@ -1,4 +1,4 @@
-"""What the fast forms compute with: the plain operations' outputs, whichever way they are computed."""
+"""The building blocks of the fast form: the same outputs as the plain operations on every path."""
 
 import copy
 import pickle
@@ -40,7 +40,7 @@ def small_parts(monkeypatch):
 
 @pytest.fixture
 def ordered(monkeypatch):
-    """The sizes of maps for which weights were put in oneDNN's order."""
+    """The map sizes for which weights were reordered."""
     sizes, order = [], onednn.order
     monkeypatch.setattr(onednn, "order", lambda *args: sizes.append(list(args[-1])) or order(*args))
     return sizes
@@ -73,10 +73,10 @@ def test_parts_add_up_to_the_whole(channels, hidden, depthwise, project, size, l
 @fuses
 def test_large_hidden_maps_are_made_in_parts(small_parts, ordered):
     _, fast = expansion(hidden=32)
-    fast(channels_last(1, 8, 4, 4))  # 2 KiB of hidden map: two parts
+    fast(channels_last(1, 8, 4, 4))  # a hidden map of 2 KiB: two parts
     assert ordered == [[1, 8, 4, 4], [1, 16, 4, 4], [1, 16, 4, 4]] * 2
     ordered.clear()
-    fast(channels_last(1, 8, 64, 64))  # no narrower than two channels
+    fast(channels_last(1, 8, 64, 64))  # parts of at least two channels
     assert len(ordered) == 3 * 16
 
 
@@ -103,7 +103,7 @@ def test_weights_are_ordered_once_for_a_size(ordered):
 @pytest.mark.stack
 @pytest.mark.parametrize("inference", [True, False])
 def test_changed_weights_are_used(inference):
-    """However they change: in place, by way of ``data``, loaded, replaced, or of another type."""
+    """However they change: in place, through ``data``, loaded, replaced, or converted to another type."""
     plain, fast = expansion()
     other, _ = expansion()
     for parameter in other.parameters():
@@ -198,7 +198,7 @@ def test_where_nothing_can_be_fused_the_plain_operations_run(family, context, or
 @fuses
 @families
 def test_the_fast_form_fuses(family, ordered):
-    """Every convolution, but those of parts of a map, whose layout oneDNN does not know."""
+    """Every convolution except those on parts of a map, whose layout oneDNN does not support."""
     fast = mmcare.reparameterize(trained(family))
     with torch.inference_mode():
         fast(channels_last(1, 3, 64, 64))
@@ -219,7 +219,7 @@ def test_adapted_convolutions_stay_as_they_are(adapt):
     conv = model.stem.conv
     if adapt == "spectral norm":
         torch.nn.utils.spectral_norm(conv).eval()
-        model.stem.norm = nn.Identity()  # which cannot be folded into weights that are computed in each pass
+        model.stem.norm = nn.Identity()  # a norm cannot be folded into weights that are recomputed in each pass
     elif adapt == "circular padding":
         model.stem.conv = nn.Conv2d(3, conv.out_channels, 4, stride=4, padding=2, padding_mode="circular")
     else:

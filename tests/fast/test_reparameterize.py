@@ -1,4 +1,4 @@
-"""The fast form: the trained model's outputs, no norm left that a convolution can take in, the trained model intact."""
+"""The fast form: the same outputs as the trained model, all possible norms folded, the trained model unchanged."""
 
 import os
 import platform
@@ -116,7 +116,7 @@ def test_the_trained_model_stays_as_it_was(family):
     for name, (tensor, stride) in before.items():
         assert torch.equal(after[name], tensor)
         assert after[name].stride() == stride
-    assert len(seen) == 1  # the fast form's run of the hook
+    assert len(seen) == 1  # the hook ran in the fast form
     model(torch.randn(2, 3, 64, 64))[-1].sum().backward()
     assert len(seen) == 2
 
@@ -154,7 +154,7 @@ def test_a_fast_form_is_copied(family):
 )
 @families
 def test_other_types(family, dtype, tolerance):
-    """Folded before or after the weights are converted, and under autocast."""
+    """Weights converted before or after folding, and autocast."""
     model = trained(family)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_other_types(family, dtype, tolerance):
 
 
 def test_the_attention_alone_holds_in_half_precision():
-    """Sums over the positions leave float16's range here by far."""
+    """Sums over all positions far exceed float16's range here."""
     torch.manual_seed(0)
     attention = LinearAttention(32, 16)
     x = 10 * torch.randn(1, 32, 100, 167)
@@ -209,7 +209,7 @@ def test_gradients_reach_the_images(family):
     assert relative_error(gradients[1], gradients[0]) < 1e-4
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests glibc's allocator")
 def test_freed_memory_is_kept_where_asked_for():
     code = """
 import ctypes, torch, mmcare
@@ -235,7 +235,7 @@ print(blocks_of_a_map())
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    # reparameterize changes nothing in the process: a map still has its own block from the system
+    # reparameterize changes no process-wide setting: after it, a map still gets its own block from the system.
     assert done.stdout.split() == ["1", "0"]
 
 
@@ -311,7 +311,7 @@ model = dict(
 
 @pytest.fixture
 def build_whole(tmp_path):
-    """Builds a detector or a segmentor, as trained, from a config's text."""
+    """Build a detector or segmentor, as if trained, from the text of a config."""
 
     def build_whole(text, **changes):
         (tmp_path / "config.py").write_text(text)
@@ -328,7 +328,7 @@ def build_whole(tmp_path):
 BN = dict(type="BN")
 DETECTORS = {
     "RetinaNet": {"model.neck.norm_cfg": BN, "model.bbox_head.norm_cfg": BN},
-    # One convolution for all levels, each with a norm of its own
+    # One convolution for all levels, with a separate norm for each
     "shared convolutions": {
         "model.bbox_head.type": "RetinaSepBNHead",
         "model.bbox_head.num_ins": 5,
@@ -356,7 +356,7 @@ def test_detectors_predict_the_same(changes, build_whole):
 
 
 def test_roi_align_reads_the_maps_as_they_lie(build_whole):
-    """mmcv's operators read memory without heeding strides: of a channels-last map they would make nonsense."""
+    """mmcv's operators ignore strides: on a channels-last map they would compute nonsense."""
     model = build_whole(MASK_RCNN)
     images, rois = torch.randn(1, 3, 96, 128), torch.tensor([[0.0, 5, 7, 60, 50], [0, 20, 3, 120, 90]])
     features = []
@@ -385,7 +385,7 @@ def test_segmentors_predict_the_same(text, build_whole):
 
 
 class Toy(BaseModel):
-    """The mean of each map; notes in ``seen`` what kind of block computed it, and in which training step."""
+    """Return the mean of each map; record in ``seen`` which type of block computed it, and in which training step."""
 
     seen: ClassVar[list] = []
 

@@ -1,4 +1,4 @@
-"""Training keeps little for the backward pass, and its gradients are those of the plain networks."""
+"""Training stores little for the backward pass, with the same gradients as the plain form."""
 
 import copy
 import subprocess
@@ -31,7 +31,7 @@ families = pytest.mark.parametrize("family", TINY)
 
 @pytest.fixture(autouse=True)
 def no_map_is_small(monkeypatch):
-    """Lets the tests' small maps be treated as large ones."""
+    """Treat the small maps of the tests as large ones."""
     monkeypatch.setattr(thresholds, "FEW_VALUES", 0)
     monkeypatch.setattr(thresholds, "FEW_PIXELS", 0)
     monkeypatch.setattr(frozen_norms, "FOLDED_VALUES", 0)
@@ -39,7 +39,7 @@ def no_map_is_small(monkeypatch):
 
 
 def build(family, **kwargs):
-    """A small network, no norm of which is an identity, in training mode."""
+    """Return a small network in training mode, without norms that are identities."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = MODELS.build(dict(type=f"mmcare.{family}", **{**TINY[family], **kwargs}))
@@ -59,13 +59,13 @@ def images(size=64, batch=2, dtype=torch.float32):
 
 
 def gradients(model, x, forward=None):
-    """Of all parameters, of the input, and the buffers after the step."""
+    """Return the gradients of all parameters and of the input, and the buffers after the step."""
     model.zero_grad(set_to_none=True)
     x = x.clone().requires_grad_()
     torch.manual_seed(2)  # for drop path
     weights = torch.Generator().manual_seed(3)
     outputs = (model if forward is None else forward)(x)
-    # a sum with random weights: norms in training mode make the plain sum's gradient vanish
+    # A sum with random weights: the gradient of the plain sum vanishes in norms in training mode.
     torch.autograd.backward(
         [(out.float() * torch.randn(out.shape, generator=weights)).sum().to(x.dtype) for out in outputs]
     )
@@ -88,7 +88,7 @@ def assert_same(found, wanted, tolerance):
 @pytest.mark.parametrize(("family", "arch"), helpers.ARCHS)
 def test_at_most_half_is_saved_and_a_fifth_with_checkpointing(family, arch, layout, monkeypatch):
     model = MODELS.build(dict(type=f"mmcare.{family}", arch=arch)).train().to(memory_format=layout)
-    monkeypatch.undo()  # at this size, of which the figures are told, some maps are small
+    monkeypatch.undo()  # the documented figures are for this size, at which some maps count as small
     x = images(512, batch=1).contiguous(memory_format=layout)
     with keep_everything():
         plain = kept_for_backward(lambda: model(x), model)
@@ -137,7 +137,7 @@ def test_float32_gradients_are_right(family, layout):
 @families
 @pytest.mark.parametrize("norm_eval", [True, False])
 def test_mixed_precision(family, norm_eval):
-    """Errors of bfloat16 do not grow, and gradients of parameters stay float32."""
+    """bfloat16 errors do not grow, and gradients of parameters stay float32."""
 
     def half(model):
         def forward(x):
@@ -271,7 +271,7 @@ def test_transforms_of_functions_and_copies(family):
         return sum((out.float() * torch.randn(out.shape, generator=weights)).sum().double() for out in outputs)
 
     assert_same(torch.func.grad(loss)(parameters), {name: wanted[name] for name in parameters}, 1e-5)
-    # lent parameters, without a transform: the backward pass runs after the model has its own again
+    # functional_call without a transform: in the backward pass the model has its own parameters again.
     lent = {name: (1.1 * value).requires_grad_() for name, value in parameters.items()}
     found = torch.autograd.grad(loss(lent), list(lent.values()))
     with keep_everything():
@@ -285,14 +285,14 @@ def test_transforms_of_functions_and_copies(family):
 @pytest.mark.parametrize("settings", [dict(), dict(norm_eval=False)], ids=str)
 def test_compiles_without_a_break(family, settings):
     torch._dynamo.reset()
-    # In float64: a bias before a norm with the batch's statistics has no gradient but what rounding leaves of it.
+    # In float64: the gradient of a bias before a norm with batch statistics is zero up to rounding errors.
     model, x = build(family, **settings).double(), images(dtype=torch.float64)
     found = gradients(model, x, torch.compile(model, backend="aot_eager", fullgraph=True))
     assert_same(found, gradients(build(family, **settings).double(), x), 1e-4)
 
 
 def test_hooks_are_called():
-    """On a layer within a chain and on all modules, in both passes."""
+    """Hooks on a layer within a chain and global hooks, in both passes."""
     torch.manual_seed(0)
     layers, seen = Interaction(4, 2).train(), []
 
@@ -322,7 +322,7 @@ def test_hooks_are_called():
 
 @families
 def test_a_recomputed_block_runs_twice_and_no_more(family):
-    """Nothing is computed a third time within it, and no batch is counted twice."""
+    """Nothing in it is computed a third time, and the norms count no batch twice."""
     model, calls = build(family, with_cp=True, norm_eval=False), []
     for name, module in model.stages.named_modules():
         if isinstance(module, nn.GELU | nn.Conv2d) and ".downsample." not in name:
