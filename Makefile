@@ -37,16 +37,17 @@ setup: $(VENV)/.ready
 
 # A stamp is written last, so that an interrupted installation is begun again, and --clear begins it from nothing.
 # mmcv's operators compile without debugging symbols, and with a precompiled header where gcc takes one.
-$(VENV)/.stack: requirements/build.txt requirements/$(STACK).txt
+$(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(STACK).txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -r requirements/build.txt
-	@echo "Installing the $(STACK) stack; the first time on a machine, compiling mmcv's operators takes about 3 minutes."
+	$(PIP) install -r requirements/runtime.txt -r requirements/build.txt
+	@echo "Installing the $(STACK) stack; the first time on a machine, compiling mmcv's operators takes a few minutes."
 	@# Every fifth of ninja's counts [5/77] is progress enough: the compiler's own output is for the log.
 	@CXX=$(CURDIR)/requirements/mmcv-c++.sh PRECOMPILED=$(CURDIR)/$(VENV)/precompiled CFLAGS=-g0 \
 	    $(PIP) install -v --no-build-isolation -r requirements/$(STACK).txt 2>&1 | tee $(LOG) \
 	    | sed -un -e 's/^ *Collecting \([^ (]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*[05]\/[0-9]*\]\).*/  compiled \1/p' \
 	    || { grep -m 5 -E "(error|Error|ERROR): |not found" $(LOG) | cut -c -200 || true; \
 	         echo "error: the $(STACK) stack was not installed, for the reason in $(LOG)" >&2; exit 1; }
+	@rm -rf $(VENV)/precompiled
 	$(BIN)/python -m mmcare.stack
 	@touch $@
 

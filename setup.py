@@ -40,7 +40,7 @@ setup(
     packages=find_packages(include=["mmcare", "mmcare.*"]),
     # No mm package here: each exists as two distributions that overwrite each other, and only the user knows which of
     # them is installed. `python -m mmcare.stack` examines what is there.
-    install_requires=["torch>=2.6", "numpy", "packaging", "safetensors", "tabulate>=0.9"],
+    install_requires=requirements("runtime"),
     extras_require={
         # mmdet 3.3 and mmsegmentation 1.2 refuse mmcv 2.2.
         "original": [
