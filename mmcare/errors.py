@@ -1,9 +1,9 @@
-"""The one exception for a user's mistake."""
+"""The exception for user errors."""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong, and the user can mend it.
+    """An error in the user's input that the user can fix.
 
-    The message is one sentence a person can act on: what was wrong, where, and what to do. The command lines print it
-    without a stack trace; a library caller catches it as the :class:`ValueError` that it is.
+    The message is one sentence: what is wrong, where, and what to do. The command lines print it without a stack trace;
+    library callers can catch it as a :class:`ValueError`.
     """

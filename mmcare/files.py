@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a crash, a kill or a full disk leaves no half of one under its name."""
+"""Atomic writing of files: a crash, a kill or a full disk leaves no incomplete file under the final name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it takes its name, and an older file's place, once all of it is on the disk.
+    """Open a file for writing; it replaces the file at ``path`` only when all of it is on disk.
 
     Raises:
-        OSError: it could not be written; ``filename`` is the path, and what was there is still there.
+        OSError: the file could not be written; ``filename`` is the path. An older file at the path is unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -38,7 +38,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def clear_leftovers(folder: str | Path) -> list[str]:
-    """Remove what :func:`whole_file` leaves in a folder when its process is killed, and return the files' names."""
+    """Remove the files that :func:`whole_file` left in a folder when its process was killed; return their names."""
     leftovers = [path for path in Path(folder).glob(".*.partial") if re.fullmatch(r"\..+\.\d+\.partial", path.name)]
     for path in leftovers:
         path.unlink(missing_ok=True)
@@ -46,10 +46,10 @@ def clear_leftovers(folder: str | Path) -> list[str]:
 
 
 def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file whole, and the folders above it where they are missing.
+    """Write a file atomically; create missing parent folders.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +62,10 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 
 def write_picture(figure: Figure, path: str | Path) -> None:
-    """Write a matplotlib figure in the format that the path's ending names.
+    """Write a matplotlib figure atomically; the ending of the path selects the format.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     content = io.BytesIO()
     figure.savefig(content, format=Path(path).suffix[1:], dpi=120)

@@ -1,7 +1,7 @@
-"""Child registries of MMEngine's, scope ``mmcare``.
+"""Child registries of MMEngine's registries, with the scope ``mmcare``.
 
-MMEngine imports ``mmcare.registry`` by itself when a config of any mm project names a type ``mmcare.…``, and the
-``locations`` below tell it where the classes are. So configs need no ``custom_imports``.
+MMEngine imports ``mmcare.registry`` when a config of any mm project names a type ``mmcare.…``, and finds the classes
+through the ``locations`` below. So configs need no ``custom_imports``.
 """
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS

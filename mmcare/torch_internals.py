@@ -1,7 +1,7 @@
-"""What torch does not tell by a public name: a module's hooks, whether it is compiled, how often a tensor was edited.
+"""Access to private names of torch: a module's hooks, whether it is compiled, and a tensor's version.
 
-The names are looked for on import. Where torch has renamed them, the answers are those with which everything is right
-and perhaps slower.
+The names are looked up on import. If a torch release has renamed them, the functions return conservative answers:
+results stay correct, perhaps at lower speed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _any_global_hook = getattr(nn.modules.module, "_has_any_global_hook", lambda: Tr
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether anything listens to a module, or computes its weights; True where that cannot be told."""
+    """Return whether a module has hooks, which may also compute its weights; True if unknown."""
     return not _HAS_HOOKS or any(getattr(module, name) for name in _HOOKS)
 
 
 def has_global_hooks() -> bool:
-    """Return whether anything listens to all modules; True where that cannot be told."""
+    """Return whether there are global module hooks; True if unknown."""
     return bool(_any_global_hook())
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy whose hooks are the model's own: what they are bound to, such as a Runner, is not copied."""
+    """Return a deep copy with shared hooks, so that objects bound to the hooks, such as a Runner, are not copied."""
     stores = _HOOKS[:2] if _HAS_HOOKS else ()
     hooks = [hook for module in model.modules() for name in stores for hook in getattr(module, name).values()]
     return deepcopy(model, {id(hook): hook for hook in hooks})
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Return whether ``torch.compile`` has wrapped a module."""
+    """Return whether a module is wrapped by ``torch.compile``."""
     return hasattr(module, "_orig_mod")
 
 
@@ -43,5 +43,5 @@ _numbers = count()
 
 
 def version(tensor: Tensor) -> int:
-    """Return a number that another edit of a tensor changes; a new one each time where edits cannot be told."""
+    """Return a number that changes with every edit of a tensor; if edits are unknown, a new number for each call."""
     return tensor._version if _HAS_VERSION else next(_numbers)

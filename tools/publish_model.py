@@ -1,4 +1,4 @@
-"""Make a release of a checkpoint: ``python tools/publish_model.py IN OUT``, weights and what describes them only."""
+"""Publish a checkpoint without its training state: ``python tools/publish_model.py IN OUT``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmcare.files import write_file
 from mmcare.stack import check_stack
 
 FORMATS = {"pth": ".pth", "safetensors": ".safetensors"}
-# What a release says of itself. The rest of a trainer's notes, such as paths and the machine's name, is its own affair.
+# The metadata of a release. A trainer's other metadata, such as paths and the name of the machine, is private.
 KEPT = ("cfg", "dataset_meta", "CLASSES", "PALETTE", "epoch", "iter", "time")
 
 
 def parse_args() -> Namespace:
-    parser = Parser(description="Make a release of a checkpoint: weights and what describes them, nothing else.")
-    parser.add_argument("input", metavar="IN", help="checkpoint file, or its address")
+    parser = Parser(description="Publish a checkpoint: keep only the weights and the metadata that describes them.")
+    parser.add_argument("input", metavar="IN", help="checkpoint file, or its http(s) address")
     parser.add_argument(
         "output",
         metavar="OUT",
@@ -33,9 +33,9 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--weights",
         choices=["ema", "raw"],
-        help="which of the weights, where there are averaged ones (EMA); by default those that its trainer evaluates",
+        help="averaged (EMA) or raw weights, if there are both (default: those that the trainer evaluates)",
     )
-    parser.add_argument("--format", choices=list(FORMATS), help="file format (default: as OUT ends, or else pth)")
+    parser.add_argument("--format", choices=list(FORMATS), help="file format (default: from the ending of OUT, or pth)")
     return parser.parse_args()
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     content = release(args.input, args.weights, kind)
     target = Path(f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{FORMATS[kind]}")
     if target.exists() and target.read_bytes() != content:
-        raise UserError(f"{target} exists and is another file: move it away, or give another name")
+        raise UserError(f"{target} exists with other content: move it away, or give another name")
     write_file(target, content)
     print(f"{target} ({len(content) / 2**20:.1f} MiB)")
 
@@ -56,17 +56,17 @@ def name_and_format(output: str, kind: str | None) -> tuple[str, str]:
     stem, suffix = os.path.splitext(output)
     ending = next((name for name in FORMATS if FORMATS[name] == suffix.lower()), None)
     if kind and ending and kind != ending:
-        raise UserError(f"--format {kind} does not go with {output}: end it with {FORMATS[kind]}, or leave one out")
+        raise UserError(f"--format {kind} does not match {output}: end it with {FORMATS[kind]}, or omit one of them")
     stem = stem if ending else output
     if Path(output).is_dir() or not Path(stem).name:
-        raise UserError(f"{output} is a folder: add the release's name")
+        raise UserError(f"{output} is a folder: add a file name")
     if not Path(stem).parent.is_dir():
-        raise UserError(f"there is no folder {Path(stem).parent} to write to: make it first")
+        raise UserError(f"there is no folder {Path(stem).parent} to write to: create it first")
     return stem, kind or ending or "pth"
 
 
 def release(path: str, weights: str | None, kind: str) -> bytes:
-    """Return the content of the released file; the same for the same checkpoint."""
+    """Return the content of the released file, which depends only on the checkpoint."""
     import torch
 
     from mmcare.checkpoints import is_ema_copy, read_checkpoint, select_weights
@@ -77,7 +77,7 @@ def release(path: str, weights: str | None, kind: str) -> bytes:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     print(f"took {which}")
-    # A clone, as a tensor that is a view would bring all of what it is a view of
+    # Clone the tensors: a view would be saved with all of the storage that it refers to.
     state = {name: value.detach().clone().contiguous() for name, value in state.items() if not is_ema_copy(name)}
     meta = describe(checkpoint.get("meta"))
     if kind == "safetensors":
@@ -90,7 +90,7 @@ def release(path: str, weights: str | None, kind: str) -> bytes:
 
 
 def with_sorted_header(content: bytes) -> bytes:
-    """Return a safetensors file with its header in order, which the library writes in another order each time."""
+    """Return a safetensors file with a sorted header; the library's order varies from call to call."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -98,19 +98,19 @@ def with_sorted_header(content: bytes) -> bytes:
 
 
 def describe(meta: Any) -> dict[str, Any]:
-    """Return what is kept of a checkpoint's ``meta``, in lists, dicts, texts and numbers that any reader may open."""
+    """Return the published part of a checkpoint's ``meta``, as lists, dicts, strings and numbers only."""
     from mmcare.version import __version__
 
     meta = meta if isinstance(meta, Mapping) else {}
     kept = {key: value for key, value in meta.items() if key in KEPT or str(key).endswith("_version")}
-    if "config" in meta:  # as MMDetection 2.x and MMSegmentation 0.x called it, and as MMEngine would execute it
+    if "config" in meta:  # the key in MMDetection 2.x and MMSegmentation 0.x, whose text MMEngine would execute
         kept.setdefault("cfg", meta["config"])
     kept.setdefault("mmcare_version", __version__)
     return json.loads(json.dumps(kept, default=plain))
 
 
 def plain(value: Any) -> Any:
-    """Return JSON's form of what it does not know: NumPy's numbers and arrays, sets; the text of anything else."""
+    """Convert an object for JSON: NumPy numbers and arrays, sets; anything else to its string."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return sorted(value) if isinstance(value, set) else str(value)

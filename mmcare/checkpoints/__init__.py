@@ -1,4 +1,4 @@
-"""Every way in for weights: reading files safely, fitting them to a model, and saving and resuming trainings."""
+"""Checkpoints: safe reading, fitting to a model, saving, and resuming."""
 
 from .fitting import fit_weights, list_names, unwrapped
 from .loading import PretrainedBackbone, load_checkpoint, make_loading_safe

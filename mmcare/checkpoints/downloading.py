@@ -1,4 +1,4 @@
-"""Checkpoints behind an address, fetched once into torch's hub cache."""
+"""Downloads of checkpoints into torch's hub cache."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from mmengine.logging import print_log
 from ..errors import UserError
 
 SILENCE = 60
-"""Seconds for which a server may say nothing."""
+"""Seconds without data after which a download fails."""
 
 
 def is_address(path: str | Path) -> bool:
-    """Return whether a checkpoint is to be downloaded."""
+    """Return whether a path is an http(s) address."""
     return urlparse(str(path)).scheme in ("http", "https")
 
 
 def download(url: str, prove: Callable[[Path], Any]) -> Path:
-    """Return where torch's hub cache has the file at an address, after downloading it where it is not there yet.
+    """Download the file at an address, unless torch's hub cache has it, and return its path in the cache.
 
     Args:
         url: the http(s) address.
-        prove: raises UserError for a file that is not whole, or none that is of use. What it refuses is not kept.
+        prove: raises UserError for a file that is incomplete or not a checkpoint; such a file is not cached.
 
     Raises:
-        UserError: the file cannot be had, or ``prove`` refuses it.
+        UserError: the file cannot be downloaded, or ``prove`` refuses it.
     """
-    # Many addresses end in the same name, and what they end in need not be fit for a file's name.
+    # Many addresses end in the same name, and the end of an address may not be a valid file name.
     name = re.sub(r"[^\w.-]", "_", Path(urlparse(url).path).name)[-100:]
     target = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     if is_main_process():
         _fetch(url, target, prove)
     barrier()
-    _fetch(url, target, prove)  # for processes on machines with another cache
+    _fetch(url, target, prove)  # for processes on machines with a separate cache
     return target
 
 
@@ -58,21 +58,21 @@ def _fetch(url: str, target: Path, prove: Callable[[Path], Any]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
             file = Path(folder) / "file"
-            with _impatience():
+            with _socket_timeout():
                 torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
-            prove(file)  # torch takes the end of a connection for the end of the file
+            prove(file)  # torch does not notice a connection that ends too early
             os.replace(file, target)
     except UserError:
         raise
     except (OSError, HTTPException, ValueError) as error:
         raise UserError(
-            f"{url} could not be downloaded ({error}): download it yourself and give the file's path"
+            f"{url} could not be downloaded ({error}): download it manually and give the path of the file"
         ) from None
 
 
 @contextmanager
-def _impatience() -> Iterator[None]:
-    """Let connections made meanwhile fail after a silence; torch's download has no such argument."""
+def _socket_timeout() -> Iterator[None]:
+    """Set a timeout for new connections, which torch's download function has no argument for."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:

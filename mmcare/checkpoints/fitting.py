@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be loaded into a model, and what to say where it does not."""
+"""Fitting a checkpoint's weights to a model, with an error message if they do not fit."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from ..errors import UserError
 from ..models import PyramidBackbone
 from .selecting import is_ema_copy
 
-# The classifier of an ImageNet file, which a backbone has no use for.
+# The classifier in an ImageNet checkpoint, which a backbone does not use.
 _CLASSIFIER = re.compile(r"(norm|head|dist_head)\.")
-# The layers of detectors and segmentors whose width goes by the number of classes.
+# The layers of detectors and segmentors whose width depends on the number of classes.
 _CLASS_LAYER = re.compile(r"\.(retina_cls|fc_cls|fc_reg|conv_logits|conv_seg)\.(weight|bias)$")
 
 
 def fit_weights(
     model: nn.Module, state: Mapping[str, Tensor], source: str, target: str, require_all: bool
 ) -> dict[str, Tensor]:
-    """Return the weights that a model takes from a checkpoint, and log what it has no use for.
+    """Return the weights that a model takes from a checkpoint, and log the unused ones.
 
-    That is a warning, except for what is known to be left over: the classifier of an ImageNet file, mmcv 1.x's second
-    copies, and parts of a backbone that were not built.
+    Unused weights are logged as a warning, except for expected ones: the classifier of an ImageNet checkpoint, mmcv
+    1.x's EMA copies, and parts of a backbone that were not built.
 
     Args:
-        model: the model; one that is wrapped for several processes or for test-time augmentation is what is in it.
-        state: the checkpoint's weights, by the model's names or by those of the backbones' authors.
-        source: what to call the checkpoint in a message.
-        target: what to call the model in a message.
-        require_all: whether every weight of the model must be there.
+        model: the model; wrappers for distributed training and test-time augmentation are removed.
+        state: the checkpoint's weights, with the model's names or the backbone authors' names.
+        source: name of the checkpoint in messages.
+        target: name of the model in messages.
+        require_all: whether every weight of the model must be in the checkpoint.
 
     Returns:
         Weights by the model's names.
 
     Raises:
-        UserError: nothing matches, a shape differs, something is not made of plain floating-point numbers where the
-            model's is or, with ``require_all``, something is missing.
+        UserError: no name matches, a shape differs, a weight is not a plain floating-point tensor but the model's is,
+            or, with ``require_all``, a weight is missing.
     """
     model = unwrapped(model)
     unbuilt: tuple[str, ...] = ()
@@ -57,19 +57,19 @@ def fit_weights(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside wrappers for several processes and for test-time augmentation."""
+    """Return the model inside wrappers for distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 
 
 def missing_names(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of a model's weights that are not in a checkpoint; old ones lack batch norms' counters."""
+    """Return the names of a model's weights that a checkpoint lacks; batch norms' counters may be missing."""
     return [name for name in model if name not in state and not name.endswith("num_batches_tracked")]
 
 
 def list_names(names: Sequence[str], most: int = 8) -> str:
-    """Return names for a message: the first few, and how many more."""
+    """Return names for a message: the first few, and the number of the others."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -83,7 +83,7 @@ def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit:
     if not common:
         examples = list_names(list(state), 3) if state else "nothing"
         raise UserError(
-            f"{misfit}: not one of its weights ({examples}) has a name of the model's; "
+            f"{misfit}: none of its weights ({examples}) has a name of the model's; "
             f"{_resemblance(state) or 'is it another network?'}"
         )
     differing = [name for name in common if model[name].shape != state[name].shape]
@@ -91,19 +91,19 @@ def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit:
         numbers = (_num_classes(state), _num_classes(model))
         if all(map(_CLASS_LAYER.search, differing)) and numbers[0] != numbers[1] and None not in numbers:
             raise UserError(
-                f"{misfit}: it is for {numbers[0]} classes, the model for {numbers[1]}; give the config that it was "
+                f"{misfit}: it has {numbers[0]} classes, the model has {numbers[1]}; give the config that it was "
                 f"trained with, or set num_classes={numbers[0]}"
             )
         name = differing[0]
         raise UserError(
-            f"{misfit}: {len(differing)} of its weights have other shapes, such as {name}, {tuple(state[name].shape)} "
+            f"{misfit}: {len(differing)} of its weights differ in shape, such as {name}, {tuple(state[name].shape)} "
             f"in the file but {tuple(model[name].shape)} in the model; "
             f"{_resemblance(state, differing) or 'is it for another arch, or for another number of classes?'}"
         )
     odd = [name for name in common if model[name].is_floating_point() and not _is_plain(state[name])]
     if odd:
         kind = f"{state[odd[0]].layout}, {state[odd[0]].dtype}, on {state[odd[0]].device}".replace("torch.", "")
-        raise UserError(f"{misfit}: {odd[0]} is not made of plain floating-point numbers ({kind})")
+        raise UserError(f"{misfit}: {odd[0]} is not a plain floating-point tensor ({kind})")
     missing = missing_names(model, state)
     if require_all and missing:
         raise UserError(
@@ -117,10 +117,10 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes that a detector's or segmentor's last layers are for, None where they do not tell.
+    """Return the number of classes of a detector or segmentor, read from its last layers; None if unknown.
 
     Args:
-        weights: a checkpoint's weights, or a model's.
+        weights: weights of a checkpoint or a model.
     """
     for name, weight in weights.items():
         width = len(weight) if weight.dim() else 0
@@ -135,7 +135,7 @@ def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
 
 
 def _resemblance(state: Mapping[str, Tensor], misfits: Sequence[str] | None = None) -> str | None:
-    """Return which published network's stages are in a file, if they are among what does not fit; None if no one's."""
+    """Return which published backbone a checkpoint has; None if unknown, or if the misfits are not in its stages."""
     if misfits is not None and not any("stages." in name for name in misfits):
         return None
     for family in PyramidBackbone.__subclasses__():
@@ -148,7 +148,7 @@ def _resemblance(state: Mapping[str, Tensor], misfits: Sequence[str] | None = No
 
 
 def _stages(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Return the shapes of the weights in a backbone's stages; the stem goes by the images, and counters may lack."""
+    """Return the shapes of the weights in the stages; not of the stem, which depends on the images, or of counters."""
     return {
         name: weight.shape
         for name, weight in weights.items()

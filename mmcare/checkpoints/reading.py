@@ -1,8 +1,7 @@
-"""Reading checkpoint files that nobody vouches for.
+"""Safe reading of untrusted checkpoint files.
 
-A checkpoint is a pickle, and a pickle may run code. Here no file ever does: everything is read with torch's
-``weights_only`` unpickler and the few harmless classes of :mod:`~mmcare.checkpoints.unpickling`. A file that asks for
-anything else is refused.
+A checkpoint is a pickle, and a pickle can run code. Every file is read with torch's ``weights_only`` unpickler and the
+few harmless classes of :mod:`~mmcare.checkpoints.unpickling`. A file that asks for anything else is refused.
 """
 
 from __future__ import annotations
@@ -30,17 +29,16 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """Read a checkpoint file without running any code from it.
 
     Args:
-        path: a file as ``torch.save`` or safetensors writes it, or an http(s) address, which is downloaded to torch's
+        path: a file written by ``torch.save`` or safetensors, or an http(s) address, which is downloaded to torch's
             hub cache first.
-        map_location: device for the tensors, or what else ``torch.load`` takes; safetensors go to the CPU where it is
-            no device.
+        map_location: device for the tensors, or any other value that ``torch.load`` takes; safetensors are read to the
+            CPU unless it is a device.
 
     Returns:
-        What the file holds; for safetensors a dict with ``state_dict`` and ``meta``, whose values are decoded where
-        they are JSON.
+        The content of the file; for safetensors a dict with ``state_dict`` and ``meta``, whose JSON values are decoded.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint, it is damaged, or it holds objects that are not weights.
+        UserError: the file does not exist, is not a checkpoint, is damaged, or holds objects other than weights.
     """
     if is_address(path):
         file = download(str(path), prove=lambda file: _read(file, "cpu", str(path)))
@@ -52,16 +50,16 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 def _local_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist: mend the link")
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist: fix the link")
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}: check the path")
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name the checkpoint file in it")
+        raise UserError(f"{path} is a folder: give the checkpoint file in it")
     return path
 
 
 def _read(path: Path, map_location: Any, source: str) -> dict[str, Any]:
-    """Read a local file; ``source`` is what to call it in an error."""
+    """Read a local file; ``source`` is its name in error messages."""
     head = _first_bytes(path, source)
     if _is_safetensors(head):
         return _read_safetensors(path, map_location, source)
@@ -71,7 +69,7 @@ def _read(path: Path, map_location: Any, source: str) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # damage may come to light anywhere in torch and the pickled classes
+    except Exception as error:  # a damaged file may raise anything in torch and the pickled classes
         raise UserError(_reason(path, source, error)) from None
     if not isinstance(checkpoint, dict):
         kind = type(checkpoint).__name__
@@ -79,11 +77,11 @@ def _read(path: Path, map_location: Any, source: str) -> dict[str, Any]:
     return checkpoint
 
 
-# -- other things than checkpoints -------------------------------------------------------------------------------------
+# -- files that are not checkpoints ------------------------------------------------------------------------------------
 
 
 def _first_bytes(path: Path, source: str) -> bytes:
-    """Return the beginning of a file that may be a checkpoint."""
+    """Return the first bytes of a file, and refuse a file that cannot be a checkpoint."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -92,7 +90,7 @@ def _first_bytes(path: Path, source: str) -> bytes:
     if not head:
         raise UserError(f"{source} is empty: get the file again")
     if not any(head):
-        raise UserError(f"{source} begins with zeros only, as a crash or a broken copy leaves it: get the file again")
+        raise UserError(f"{source} starts with zeros only, as after a crash or a broken copy: get the file again")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise UserError(
@@ -101,7 +99,7 @@ def _first_bytes(path: Path, source: str) -> bytes:
     if text.startswith(b"version https://git-lfs"):
         raise UserError(f"{source} is a Git LFS pointer, not the checkpoint itself: fetch it with `git lfs pull`")
     if not _is_safetensors(head) and _is_text(head):
-        raise UserError(f"{source} is a text file, not a checkpoint: give a file as torch.save writes it")
+        raise UserError(f"{source} is a text file, not a checkpoint: give a file written by torch.save")
     return head
 
 
@@ -111,7 +109,7 @@ def _is_text(head: bytes) -> bool:
 
 def _refuse_archives(path: Path, source: str) -> None:
     if _is_program(path):
-        raise UserError(f"{source} is a TorchScript program, not a checkpoint: give the weights that it was made from")
+        raise UserError(f"{source} is a TorchScript program, not a checkpoint: give the weights it was exported from")
     if _is_tar(path):
         raise UserError(f"{source} is a tar archive, not a checkpoint: unpack it and give the checkpoint in it")
 
@@ -120,14 +118,14 @@ def _is_program(path: Path) -> bool:
     try:
         with ZipFile(path) as archive:
             return any(Path(name).name == "constants.pkl" for name in archive.namelist())
-    except Exception:  # no zip archive, or a damaged one, which is told when it is read
+    except Exception:  # not a zip archive, or a damaged one, which is reported later
         return False
 
 
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # a damaged one
+    except Exception:  # a damaged archive
         return False
 
 
@@ -135,7 +133,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file starts with eight bytes of length, then the JSON header."""
+    """Return whether a file starts with eight bytes of length and then a JSON header."""
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
@@ -155,7 +153,7 @@ def _read_safetensors(path: Path, map_location: Any, source: str) -> dict[str, A
 
 
 def _from_json(text: str) -> Any:
-    """Return what the text stands for; the text itself where it is no JSON, as in other people's files."""
+    """Return the decoded JSON text; the text itself if it is not JSON, as in files not written by mmcare."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -166,22 +164,22 @@ def _from_json(text: str) -> Any:
 
 
 def _reason(path: Path, source: str, error: Exception) -> str:
-    """Return why torch did not read a file, in words that do not advise to trust it, as torch's own do."""
+    """Return why torch did not read a file; torch's own message would advise trusting the file."""
     asked_for = str(error) if isinstance(error, Refused) else next(iter(_asked_for(path)), None)
     if asked_for:
         return (
-            f"{source} asks to load {_printable(asked_for)}, which is not weights and could run code, so it was not "
-            "opened: get a checkpoint that holds weights only, from people you trust"
+            f"{source} asks to load {_printable(asked_for)}, which is not a weight and could run code, so it was not "
+            "opened: get a checkpoint with only weights, from a source that you trust"
         )
     detail = "" if isinstance(error, pickle.UnpicklingError) else f"; torch says: {_one_line(error)}"
     return (
-        f"{source} is damaged or cut short, or is no checkpoint ({path.stat().st_size:,} bytes{detail}): "
+        f"{source} is damaged, truncated or not a checkpoint ({path.stat().st_size:,} bytes{detail}): "
         "get the file again"
     )
 
 
 def _asked_for(path: Path) -> list[str]:
-    """Return the names of the classes and functions that a file asks for and does not get, found without running it."""
+    """Return the names of the classes and functions that a file asks for and that are refused, without running it."""
     names: set[str] = set()
     try:
         with only_harmless_classes():
@@ -193,7 +191,7 @@ def _asked_for(path: Path) -> list[str]:
 
 
 def _pickles(path: Path) -> Iterator[bytes]:
-    """Yield the pickles at the start of a file as torch before 1.6 wrote it, which are followed by the numbers."""
+    """Yield the pickles at the start of a file in the format before torch 1.6; the tensors' data follows them."""
     with path.open("rb") as file:
         while True:
             start = file.tell()
@@ -205,7 +203,7 @@ def _pickles(path: Path) -> Iterator[bytes]:
 
 
 def _as_zip(content: bytes) -> io.BytesIO:
-    """Return a pickle in the format of torch since 1.6, the only one whose names torch tells."""
+    """Return a pickle in torch's format since 1.6, the only one of which torch lists the names."""
     file = io.BytesIO()
     with ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", content)
@@ -215,11 +213,11 @@ def _as_zip(content: bytes) -> io.BytesIO:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the first sentence of an error's message, or its type where it has none."""
+    """Return the first sentence of an error's message, or its type if it has none."""
     line = next(iter(str(error).strip().splitlines()), "").partition(". ")[0]
     return _printable(line) or type(error).__name__
 
 
 def _printable(text: str) -> str:
-    """Return the start of a text from a file, without what might command a terminal."""
+    """Return the start of a text from a file, without terminal control characters."""
     return re.sub(r"[^ -~]", "?", text)[:160]

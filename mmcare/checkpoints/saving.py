@@ -1,7 +1,7 @@
-"""Checkpoints that are saved whole or not at all.
+"""Atomic saving of checkpoints.
 
-MMEngine writes a checkpoint in place, after it has deleted the one that must go. A process that is killed meanwhile, or
-a disk that is full, then leaves half a file under a checkpoint's name.
+MMEngine first deletes the outdated checkpoint and then writes the new one in place. If the process is killed or the
+disk is full meanwhile, an incomplete file remains under the name of a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class _WholeFileBackend(LocalBackend):
 
 
 def guard_checkpoint_saving(cfg: Config) -> None:
-    """Make a training's checkpoints survive a kill and a full disk, whatever happens to the one being saved.
+    """Protect a training's checkpoints from a killed process and a full disk.
 
-    For command lines, before they build a Runner. All that MMEngine writes to local disks in one piece, as it does
-    checkpoints, is written by :func:`~mmcare.files.whole_file` from now on in this process, and the config's
-    ``CheckpointHook`` becomes :class:`~mmcare.runs.hooks.SafeCheckpointHook`, which deletes nothing before it has
-    saved.
+    For command lines, before they build a Runner. From now on in this process MMEngine writes checkpoints, and
+    everything else that it writes to local disks in one piece, with :func:`~mmcare.files.whole_file`. The config's
+    ``CheckpointHook`` becomes :class:`~mmcare.runs.hooks.SafeCheckpointHook`, which deletes outdated checkpoints only
+    after the new one is saved.
 
     Args:
         cfg: the config, which is changed in place.
@@ -46,7 +46,7 @@ def guard_checkpoint_saving(cfg: Config) -> None:
 
 
 def _is_mmengines(hook_type: str | type) -> bool:
-    """Return whether a type is MMEngine's CheckpointHook: by one of its names or, in a pure Python config, itself."""
+    """Return whether a type is MMEngine's CheckpointHook, given by name or, in a pure Python config, as the class."""
     if isinstance(hook_type, str):
         return re.fullmatch(r"(mmengine\.(\w+\.)*)?CheckpointHook", hook_type) is not None
     return hook_type is CheckpointHook

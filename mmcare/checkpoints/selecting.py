@@ -1,4 +1,4 @@
-"""Which of a checkpoint's entries are the weights: raw or averaged, of any known trainer."""
+"""Selection of the weights, raw or averaged, in a checkpoint of any known trainer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# Where the weights are in the files of mmcare, MMEngine, timm, DeiT and DeepSpeed trainers. MMEngine's EMAHook writes
-# the averaged weights under "state_dict" and keeps the raw ones under "ema_state_dict".
+# The keys of the weights in checkpoints of mmcare, MMEngine, timm, DeiT and DeepSpeed. MMEngine's EMAHook saves the
+# averaged weights under "state_dict" and the raw ones under "ema_state_dict".
 RAW_KEYS = ("state_dict", "model", "module")
 AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema")
 _MMENGINE_EMA_KEY = "ema_state_dict"
@@ -21,24 +21,23 @@ def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) ->
     """Return the named weights in a checkpoint of any known format.
 
     Args:
-        checkpoint: what :func:`read_checkpoint` returned.
-        weights: ``"ema"`` for the averaged weights, ``"raw"`` for those that were trained, None for the ones that the
-            file's trainer evaluates: the file's main entry, averaged only if MMEngine's EMAHook wrote it or if it is
-            the only one.
+        checkpoint: the result of :func:`read_checkpoint`.
+        weights: ``"ema"`` for the averaged weights, ``"raw"`` for the trained ones, None for the main entry, which the
+            file's trainer evaluates; it is averaged only if MMEngine's EMAHook wrote it or if it is the only one.
 
     Returns:
-        The weights by name, without a ``module.`` prefix, and a phrase that says which entry they are.
+        The weights by name, without a ``module.`` prefix, and a phrase that names their entry.
 
     Raises:
-        UserError: the file does not have the weights asked for, or none at all.
+        UserError: the file does not have the requested weights, or none at all.
     """
     if weights not in (None, "ema", "raw"):
-        raise UserError(f'weights={weights!r} is not possible: choose "ema", "raw" or None')
+        raise UserError(f'weights={weights!r} is not valid: choose "ema", "raw" or None')
     entries = _weight_entries(checkpoint)
     if not entries:
         raise UserError(
-            "the checkpoint holds no named weights: none of its entries is one of "
-            f"{', '.join((*RAW_KEYS, *AVERAGED_KEYS))} or a tensor"
+            "the checkpoint holds no named weights: none of its entries is a tensor or one of "
+            f"{', '.join((*RAW_KEYS, *AVERAGED_KEYS))}"
         )
     kinds = [kind for kind, _ in entries.values()]
     if weights is not None and weights not in kinds:
@@ -47,7 +46,7 @@ def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) ->
     key = next(key for key, (kind, _) in entries.items() if weights in (None, kind))
     kind, state = entries[key]
     where = f"the {'averaged (EMA)' if kind == 'ema' else 'raw'} weights" + (f" under {key!r}" if key else "")
-    if key == _MMENGINE_EMA_KEY:  # whose averaging counts its steps among the weights
+    if key == _MMENGINE_EMA_KEY:  # MMEngine stores the step count of the averaging with the weights
         state = {name: value for name, value in state.items() if name != "steps"}
     others = [repr(other) for other in entries if other != key]
     if others:
@@ -56,15 +55,15 @@ def select_weights(checkpoint: Mapping[str, Any], weights: str | None = None) ->
 
 
 def is_ema_copy(name: str) -> bool:
-    """Return whether a name is of mmcv 1.x's EMAHook's second copy: ema_neck_conv_weight beside neck.conv.weight.
+    """Return whether a name is of mmcv 1.x's EMA copy of a weight: ema_neck_conv_weight of neck.conv.weight.
 
-    The hook swaps the two around saving, so that the averaged weights are under the plain names.
+    Its EMAHook swaps the two for saving, so the averaged weights have the plain names.
     """
     return re.fullmatch(r"ema_\w+", name) is not None
 
 
 def _weight_entries(checkpoint: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Return each entry that holds weights, main entry first, with its kind."""
+    """Return each entry that holds weights, with its kind; the main entry comes first."""
     swapped = _is_state_dict(checkpoint.get(_MMENGINE_EMA_KEY))
     entries = {key: "ema" if swapped and key == "state_dict" else "raw" for key in RAW_KEYS}
     entries |= dict.fromkeys(AVERAGED_KEYS, "ema") | {_MMENGINE_EMA_KEY: "raw"}

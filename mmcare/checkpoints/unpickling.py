@@ -1,7 +1,7 @@
-"""What a file may make besides tensors, containers and numbers: harmless stand-ins for what trainers leave in it.
+"""Harmless stand-ins for objects that trainers store in checkpoints besides tensors, containers and numbers.
 
-Files are read with torch's ``weights_only`` unpickler, which makes only the classes that it is allowed to. Those here
-hold numbers or names and do nothing when they are made.
+Files are read with torch's ``weights_only`` unpickler, which creates only objects of allowed classes. The classes here
+hold numbers or names and do nothing when they are created.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mmengine.logging import HistoryBuffer
 
 
 class Refused(Exception):
-    """A file asks a stand-in for more than it gives; the message is the name of what was asked for.
+    """A file asks a stand-in for something that it refuses; the message is the name of what was asked for.
 
-    No ``UnpicklingError``, whose message torch replaces with one that advises to trust the file.
+    This is not an ``UnpicklingError``, because torch replaces its message with one that advises trusting the file.
     """
 
 
 @contextmanager
 def only_harmless_classes() -> Iterator[None]:
-    """Allow torch's ``weights_only`` unpickler the stand-ins and nothing else, whatever the program allows otherwise.
+    """Allow torch's ``weights_only`` unpickler only the stand-ins, whatever else the program allows.
 
-    A class of NumPy's own that the program has allowed would be made in the place of its stand-in.
+    Otherwise it would create an allowed NumPy class instead of its stand-in.
     """
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
@@ -39,8 +39,8 @@ def only_harmless_classes() -> Iterator[None]:
         torch.serialization.add_safe_globals(allowed)
 
 
-# NumPy trusts a pickled dtype with sizes, flags and fields, by which bytes of the file become pointers. So a file makes
-# these in place of NumPy's own, and takes no more than kind, size and byte order from a dtype.
+# NumPy trusts the sizes, flags and fields of a pickled dtype, which can turn bytes of the file into pointers. So a file
+# gets these classes instead of NumPy's, and only kind, size and byte order are taken from a dtype.
 
 
 class _Dtype:
@@ -59,7 +59,7 @@ class _Array(np.ndarray):
         super().__setstate__((1, shape, _checked(dtype), fortran, content))
 
     def __reduce__(self) -> Any:
-        return np.asarray(self).__reduce__()  # a file written with it is to name NumPy's class, not this one
+        return np.asarray(self).__reduce__()  # when saved again, the file should name NumPy's class, not this one
 
 
 def _array(*_: Any) -> _Array:
@@ -71,18 +71,18 @@ def _scalar(dtype: _Dtype, content: bytes) -> Any:
 
 
 def _checked(dtype: Any) -> np.dtype:
-    if not isinstance(dtype, _Dtype):  # another object of the file's could have any dtype
+    if not isinstance(dtype, _Dtype):  # another object in the file could have any dtype
         raise Refused("an array without a numpy.dtype")
     return dtype.dtype
 
 
 def _no_bytes() -> bytes:
-    """Return no bytes: an array without elements names its content by this call."""
+    """Return no bytes, as arrays without elements are pickled with a call of ``bytes()``."""
     return b""
 
 
 def _history_statistic(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which a pickled HistoryBuffer names its methods, and look up nothing else."""
+    """Stand in for ``getattr``: return only the methods to which a pickled HistoryBuffer refers."""
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise Refused("builtins.getattr")
     return getattr(owner, name)

@@ -15,7 +15,7 @@ from mmcare import cli, make_loading_safe
 
 @pytest.fixture
 def own_process(monkeypatch):
-    """Takes back what a command line, or ``make_loading_safe``, changes in its process."""
+    """Undo the changes that a command line, or ``make_loading_safe``, makes to its process."""
     with _own_process(monkeypatch):
         yield
 
@@ -24,7 +24,7 @@ def own_process(monkeypatch):
 def _own_process(monkeypatch):
     for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
-    # by the time of the start, to the second, two runs may have the same name
+    # The default name is the start time in seconds, which two runs may share.
     for manager in (DefaultScope, MessageHub, MMLogger):
         monkeypatch.setattr(manager, "_instance_dict", OrderedDict(manager._instance_dict))
     yield
@@ -39,7 +39,7 @@ def safe_loading(own_process):
 
 @pytest.fixture(scope="module")
 def train():
-    """Trains as ``tools/train.py`` does in a folder, in this process; returns the work folder."""
+    """Train in this process as ``tools/train.py`` does in a folder; return the work folder."""
     tool = load_tool("train")
 
     def train(folder, config, *args):
@@ -55,7 +55,7 @@ def train():
 
 @pytest.fixture
 def levels():
-    """What is logged through MMEngine during the test: messages by their level."""
+    """Return MMEngine's log messages during the test, by level."""
     messages = defaultdict(list)
     handler = logging.Handler()
     handler.emit = lambda record: messages[record.levelno].append(record.getMessage())
@@ -67,7 +67,7 @@ def levels():
 
 @pytest.fixture(scope="session")
 def pretrained():
-    """Builds a backbone whose config asks for a file's weights."""
+    """Build a backbone whose config names a file of pretrained weights."""
 
     def pretrained(family, arch, file, out_indices=(0, 1, 2, 3), **init):
         init_cfg = dict(type="Pretrained", checkpoint=str(file), **init)

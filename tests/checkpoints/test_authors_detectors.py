@@ -1,4 +1,4 @@
-"""The checkpoints that CAS-ViT's and CARE's authors published are taken as they are, and what does not fit is told."""
+"""The published checkpoints of CAS-ViT's and CARE's authors load unchanged, and misfits are reported."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ HEADS = {
 }
 ARCHS = ("xs", "s", "m", "t")
 COUNTER = "num_batches_tracked"
-# RetinaNet starts at stride 8, so its configs do not build the norm of the map at stride 4, which the files have.
+# RetinaNet starts at stride 8, so its configs do not build the norm of the stride-4 map, which the files have.
 UNUSED_NORM = "backbone.out_norms.0."
 NORM = ("weight", "bias", "running_mean", "running_var", COUNTER)
 
@@ -42,7 +42,7 @@ def linear(name, width, inputs):
 
 
 def fpn(arch, first, outputs):
-    """The neck's parameters in MMDetection 2.24 and MMSegmentation 0.24, for the levels from ``first`` on."""
+    """Return the neck's parameters as in MMDetection 2.24 and MMSegmentation 0.24, for the levels from ``first`` on."""
     widths = CASViT.arch_settings[arch]["channels"][first:]
     shapes = {}
     for i, width in enumerate(widths):
@@ -72,7 +72,7 @@ def mask_rcnn(arch, classes):
 
 def semantic_fpn(arch, classes):
     shapes = fpn(arch, 0, 4) | conv("decode_head.conv_seg", classes, 128, 1)
-    for place in ("0.0", "1.0", "2.0", "2.2", "3.0", "3.2", "3.4"):  # an upsampling between each two
+    for place in ("0.0", "1.0", "2.0", "2.2", "3.0", "3.2", "3.4"):  # with an upsampling layer between each two
         name = f"decode_head.scale_heads.{place}"
         shapes |= conv(f"{name}.conv", 128, 256 if place.endswith(".0") else 128, bias=False)
         shapes |= {f"{name}.bn.{part}": (128,) for part in ("weight", "bias", "running_mean", "running_var")}
@@ -89,7 +89,7 @@ def weights(head, arch, classes):
 
 
 def published(head, arch, classes, **more):
-    """What mmcv 1.x's ``save_checkpoint`` wrote for MMDetection 2.24 and MMSegmentation 0.24."""
+    """Return a checkpoint as mmcv 1.x's ``save_checkpoint`` wrote it for MMDetection 2.24 and MMSegmentation 0.24."""
     state = weights(head, arch, classes)
     state._metadata = OrderedDict({"": dict(version=1)})
     package = {"detection": "mmdet_version", "segmentation": "mmseg_version"}[HEADS[head][0]]
@@ -114,7 +114,7 @@ def published(head, arch, classes, **more):
 
 
 def ema_copies(state):
-    """The second copies of mmcv 1.x's EMAHook, which are buffers of the model."""
+    """Return the copies of mmcv 1.x's EMAHook, which are buffers of the model."""
     return {"ema_" + name.replace(".", "_"): value for name, value in state.items()}
 
 
@@ -128,13 +128,13 @@ def build(cfg):
 
 
 def fit(model, checkpoint):
-    """Does what the hook does before MMEngine loads the weights; returns those that are left."""
+    """Run the hook as before MMEngine loads the weights; return the weights that it leaves."""
     loaded = {**checkpoint, "filename": "weights.pth"}
     CheckpointFitHook().after_load_checkpoint(SimpleNamespace(model=model), loaded)
     return loaded["state_dict"]
 
 
-# -- they fit ----------------------------------------------------------------------------------------------------------
+# -- fitting files -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.stack
@@ -181,7 +181,7 @@ def test_only_what_nobody_expects_is_warned_of(levels):
     checkpoint = published("retinanet", "xs", 80)
     state = checkpoint["state_dict"]
     unused = "in weights.pth but not used: "
-    levels.clear()  # of what building it told
+    levels.clear()  # remove the messages of building the model
     assert set(fit(model, checkpoint)) == set(model.state_dict())
     assert levels.pop(logging.INFO) == [unused + ", ".join(UNUSED_NORM + part for part in NORM)]
     state.update(ema_copies(weights("retinanet", "xs", 80)))
@@ -193,7 +193,7 @@ def test_only_what_nobody_expects_is_warned_of(levels):
     fit(model, checkpoint)
     assert levels[logging.WARNING] == [f"{unused}bbox_head.atss_centerness.weight"]
     for name in [name for name in state if name.endswith(COUNTER)]:
-        del state[name]  # as torch before 0.4.1 wrote it
+        del state[name]  # as in files from before torch 0.4.1
     fit(model, checkpoint)
     del state["neck.fpn_convs.0.conv.bias"]
     with pytest.raises(UserError, match=r"weights\.pth .* lacks 1 of .*: neck\.fpn_convs\.0\.conv\.bias"):
@@ -210,7 +210,7 @@ def ground(tmp_path_factory):
     return folder
 
 
-# The published models' own parts, where --sample takes others that learn sooner.
+# The parts of the published models, which --sample replaces with ones that learn faster.
 AS_PUBLISHED = {
     "retinanet": ["model.neck.norm_cfg=None", "model.bbox_head.norm_cfg=None"],
     "mask_rcnn": [
@@ -269,31 +269,35 @@ def half(checkpoint):
 
 
 MISFITS = {
-    "another arch": ("retinanet", other_arch, "other shapes.*its backbone is CASViT s$"),
+    "another arch": ("retinanet", other_arch, "differ in shape.*its backbone is CASViT s$"),
     "another family": ("retinanet", care, "lacks.*its backbone is CARE s1$"),
     "other classes, RetinaNet": (
         "retinanet",
         lambda: published("retinanet", "xs", 80),
-        f"is for 80 classes, .* for {len(CLASSES)};",
+        f"has 80 classes, .* has {len(CLASSES)};",
     ),
     "other classes, Mask R-CNN": (
         "mask_rcnn",
         lambda: published("mask_rcnn", "xs", 80),
-        f"is for 80 classes, .* for {len(CLASSES)};",
+        f"has 80 classes, .* has {len(CLASSES)};",
     ),
     "other classes, FPN": (
         "semantic_fpn",
         lambda: published("semantic_fpn", "xs", 150),
-        f"is for 150 classes, .* for {len(SEMANTIC_CLASSES)};",
+        f"has 150 classes, .* has {len(SEMANTIC_CLASSES)};",
     ),
-    "another detector": ("mask_rcnn", lambda: published("retinanet", "xs", len(CLASSES)), "other shapes|lacks"),
-    "half": ("retinanet", lambda: half(published("retinanet", "xs", len(CLASSES))), "damaged or cut short"),
+    "another detector": ("mask_rcnn", lambda: published("retinanet", "xs", len(CLASSES)), "differ in shape|lacks"),
+    "half": (
+        "retinanet",
+        lambda: half(published("retinanet", "xs", len(CLASSES))),
+        "damaged, truncated or not a checkpoint",
+    ),
 }
 
 
 @pytest.fixture
 def refused(ground, monkeypatch, own_process, refusal):
-    """Runs a tool with this content of weights.pth, and returns the sentence that it ends with."""
+    """Run a tool with this content of weights.pth; return its error message."""
     monkeypatch.chdir(ground)
 
     def refused(name, content, *args):
@@ -314,18 +318,18 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line(head, content, told,
     assert re.search(told, refused("test", content(), *options(head)))
 
 
-# How a training starts from a file's weights: all of them, or the backbone's.
+# Ways to start a training from a file: all of its weights, or only the backbone's.
 STARTS = {
     "load_from": ["load_from=weights.pth"],
     "init_cfg": [
-        "model.backbone.init_cfg._delete_=True",  # the sample data's is None
+        "model.backbone.init_cfg._delete_=True",  # --sample sets it to None
         "model.backbone.init_cfg.type=Pretrained",
         "model.backbone.init_cfg.checkpoint=weights.pth",
     ],
 }
 MISSTARTS = [
     *((start, fault) for start in STARTS for fault in ("another arch", "half")),
-    ("load_from", "other classes, RetinaNet"),  # which a backbone does not have
+    ("load_from", "other classes, RetinaNet"),  # a backbone has no classes
     ("init_cfg", "another family"),
 ]
 
@@ -334,6 +338,6 @@ MISSTARTS = [
 def test_a_training_from_a_checkpoint_that_does_not_fit_is_refused_in_one_line(start, fault, ground, refused):
     head, content, told = MISFITS[fault]
     cfg, _, *rest = options(head)
-    told = told.replace("lacks.*", "")  # nothing fits, where for a test something is lacking
+    told = told.replace("lacks.*", "")  # training allows missing weights; the error is that nothing fits
     assert re.search(told, refused("train", content(), cfg, *rest, *STARTS[start]))
     assert list((ground / "work_dirs").rglob("*.pth")) == []

@@ -1,4 +1,4 @@
-"""What is downloaded is kept whole or not at all, under its address, and no server keeps anybody waiting."""
+"""Downloads are cached complete or not at all, by address, and a silent server causes a timeout."""
 
 import io
 import socket
@@ -17,7 +17,7 @@ from mmcare.checkpoints import downloading, read_checkpoint
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    """A web server's address and its pages, with an empty cache for what is downloaded."""
+    """Return the address of a web server and its pages; the download cache is empty."""
     pages = {}
     done = threading.Event()
 
@@ -82,8 +82,8 @@ def test_no_address_leads_out_of_the_cache(web, path, tmp_path):
 
 WHOLE = content_of(1)
 BROKEN = {
-    "cut": (page(WHOLE[:900], len(WHOLE)), "is damaged or cut short"),
-    "cut by a server that does not know": (page(WHOLE[:900]), "is damaged or cut short"),
+    "cut": (page(WHOLE[:900], len(WHOLE)), "is damaged, truncated or not a checkpoint"),
+    "cut by a server that does not know": (page(WHOLE[:900]), "is damaged, truncated or not a checkpoint"),
     "cut safetensors": (page(save({"a": torch.zeros(1000)})[:900], 4000), "is a damaged safetensors file"),
     "web page": (page(b"<html>Sign in</html>"), "is a web page"),
     "empty": ((b"HTTP/1.0 200 OK\r\n\r\n", None, True), "is empty"),

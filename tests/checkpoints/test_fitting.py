@@ -1,4 +1,4 @@
-"""Which weights of a file are taken, what is said of the others, and what is refused because it does not fit."""
+"""Selection of weights, messages about missing and unused ones, and refusal of misfits."""
 
 import logging
 
@@ -28,7 +28,7 @@ def prefixed(state, prefix):
     [
         (lambda raw, ema: {"model": raw, "model_ema": ema}, "raw"),
         (lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema}, "raw"),
-        # MMEngine's EMAHook puts the averaged weights in the main entry
+        # MMEngine's EMAHook saves the averaged weights in the main entry.
         (lambda raw, ema: {"state_dict": ema, "ema_state_dict": prefixed(raw, "module.")}, "ema"),
     ],
 )
@@ -72,7 +72,7 @@ def test_a_file_without_named_weights(content, tmp_path, pretrained):
         pretrained("CARE", "s0", tmp_path / "none.pth")
 
 
-# -- what was not found and not used -----------------------------------------------------------------------------------
+# -- missing and unused weights ----------------------------------------------------------------------------------------
 
 
 def test_what_was_not_found_is_warned_of(tmp_path, pretrained, levels):
@@ -80,7 +80,7 @@ def test_what_was_not_found_is_warned_of(tmp_path, pretrained, levels):
     model = pretrained("CASViT", "xs", tmp_path / "imagenet.pth")
     assert (model.out_norms["0"].weight == 1).all()
     (said,) = levels[logging.WARNING]
-    assert "left at their start: out_norms.0.weight" in said
+    assert "left at their initial values: out_norms.0.weight" in said
     assert "stem" not in said
     assert any("not used: norm.weight" in news for news in levels[logging.INFO])
 
@@ -97,15 +97,15 @@ def test_only_unknown_leftovers_are_warned_of(tmp_path, pretrained, levels):
     assert said.endswith("not used: stages.0.blocks.7.layer_scale.weight")
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- misfits -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arch", "state", "said"),
     [
-        ("s2", CARE_STATE, "does not fit CARE s2.*other shapes.*its backbone is CARE s0"),
-        ("s0", CASVIT_STATE, "does not fit CARE s0.*not one of its weights.*its backbone is CASViT xs"),
-        ("s0", {"neck.conv.weight": torch.zeros(1)}, "not one of its weights"),
+        ("s2", CARE_STATE, "does not fit CARE s2.*differ in shape.*its backbone is CARE s0"),
+        ("s0", CASVIT_STATE, "does not fit CARE s0.*none of its weights.*its backbone is CASViT xs"),
+        ("s0", {"neck.conv.weight": torch.zeros(1)}, "none of its weights"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(arch, state, said, tmp_path, pretrained):
@@ -121,5 +121,5 @@ def test_weights_that_do_not_fit_are_refused(arch, state, said, tmp_path, pretra
 )
 def test_weights_that_are_no_plain_numbers_are_refused(change, tmp_path, pretrained):
     torch.save({**CARE_STATE, "stem.0.bias": change(CARE_STATE["stem.0.bias"])}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=r"stem\.conv\.bias is not made of plain floating-point numbers"):
+    with pytest.raises(UserError, match=r"stem\.conv\.bias is not a plain floating-point tensor"):
         pretrained("CARE", "s0", tmp_path / "odd.pth")

@@ -1,4 +1,4 @@
-"""A training that is killed, interrupted, or stopped by a full disk loses nothing but the work since its checkpoint."""
+"""A training that is killed, interrupted or stopped by a full disk loses only the work since its last checkpoint."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmcare.checkpoints import choose_checkpoint, read_checkpoint
 from mmcare.data.sample import prepare
 
-# Kills the process in the middle of a step's or of a checkpoint's being made, where the environment says so.
+# Kill the process in the middle of a training step or a save, as the environment says.
 KILLER = """
 import os
 import signal
@@ -53,7 +53,7 @@ def mortal_fsync(file):
 
 OptimWrapper.step, os.fsync = mortal_step, mortal_fsync
 """
-# Four images, of which nothing is left to chance but their order, in three epochs or six iterations.
+# Three epochs or six iterations on four images; only their order is random.
 CONFIGS = {
     "detector": f"""{DETECTOR}
 custom_imports = dict(imports=["killer"])
@@ -126,7 +126,7 @@ def files(folder):
 
 
 def choose(folder):
-    """The name of the checkpoint that a training in this folder would go on from, and what it would tell."""
+    """Return the name of the checkpoint from which a training in this folder would resume, and its log message."""
     path, note = choose_checkpoint(Config(dict(work_dir=str(folder), resume=True)))
     return os.path.basename(path), note
 
@@ -143,7 +143,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module", params=["detector", pytest.param("segmentor", marks=pytest.mark.stack)])
 def survivor(request, ground):
-    """A training that was killed in a step and in a save, and what is known of its three processes."""
+    """Return a training that was killed in a step and in a save, and the output of its three processes."""
     name = request.param
     first = NAMES[name].format(1 if name == "detector" else 2)
     work_dir = ground / "work_dirs" / name
@@ -168,7 +168,7 @@ def survivor(request, ground):
 def test_a_killed_training_goes_on_as_if_nothing_had_been(ground, survivor):
     name, work_dir = survivor.name, survivor.work_dir
     middle, last = (NAMES[name].format(n) for n in ([2, 3] if name == "detector" else [4, 6]))
-    assert files(work_dir) == [middle, last, "last_checkpoint"]  # of which --sample keeps two
+    assert files(work_dir) == [middle, last, "last_checkpoint"]  # --sample keeps two checkpoints
     resumed = {file: read_checkpoint(work_dir / file) for file in (middle, last)}
 
     seed = resumed[last]["meta"]["seed"]
@@ -194,7 +194,9 @@ def test_a_full_disk_ends_a_training_that_went_on_from_before_a_damaged_checkpoi
         *("--work-dir", "full", "--resume", "--cfg-options", "default_hooks.checkpoint.max_keep_ckpts=1"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
     )
-    assert re.search(r"WARNING - .*epoch_3\.pth is damaged.*: resuming from .* whole, full/epoch_2\.pth\n", done.out)
+    assert re.search(
+        r"WARNING - .*epoch_3\.pth is damaged.*: resuming from .* undamaged checkpoint, full/epoch_2\.pth\n", done.out
+    )
     assert "resumed epoch: 2, iter: 4" in done.out
     assert done.code == 2
     assert re.fullmatch(
@@ -222,7 +224,7 @@ def test_ctrl_c(ground):
     while not (ground / "stopped/last_checkpoint").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     _, err = process.communicate()
     assert process.returncode == 130
     assert last(err) == "interrupted: --resume continues from the last checkpoint in stopped"
@@ -234,7 +236,7 @@ def test_a_config_that_says_to_resume_needs_no_option(ground, train):
     (ground / "based.py").write_text(DETECTOR)
     cfg = Config.fromfile(ground / "based.py")
     cfg.resume = True
-    cfg.pop("load_from")  # which ours set, and other people's need not
+    cfg.pop("load_from")  # mmcare's configs set it, others need not
     cfg.dump(ground / "resuming.py")
     for epochs in (1, 2):
         train(ground, "resuming.py", *OPTIONS, f"train_cfg.max_epochs={epochs}")

@@ -1,4 +1,4 @@
-"""Weights come into a model by a config's init_cfg, by a call, and by MMEngine's loading, as they are in the file."""
+"""Weights are loaded correctly through a config's init_cfg, through a function, and through MMEngine's loading."""
 
 import argparse
 import subprocess
@@ -111,7 +111,7 @@ def test_every_way_to_ask_for_a_files_weights_gives_them(way, tmp_path, log):
     model = MODELS.build(dict(type="mmcare.CASViT", arch="xs", init_cfg=INIT_CFGS[way](file)))
     model.init_weights()
     assert_authors_outputs(model, "CASViT", "xs")
-    # MMEngine's report says of each parameter where its value is from
+    # MMEngine's report names the source of each parameter's value.
     (told,) = [message for message in log if message.strip().startswith("stages.0.blocks.0.mlp.fc1.weight ")] or [""]
     assert f"PretrainedBackbone: load from {file}" in told
     other = MODELS.build(dict(type="mmcare.CASViT", arch="s", init_cfg=INIT_CFGS[way](file)))
@@ -123,7 +123,7 @@ def test_every_way_to_ask_for_a_files_weights_gives_them(way, tmp_path, log):
 def test_the_part_of_a_file_that_a_prefix_names(prefix, tmp_path, pretrained):
     torch.save({**prefixed(STATES["CARE"], "img_backbone."), "pts_backbone.weight": torch.zeros(1)}, tmp_path / "a.pth")
     assert_authors_outputs(pretrained("CARE", "s0", tmp_path / "a.pth", prefix=prefix), "CARE", "s0")
-    with pytest.raises(UserError, match="not one of its weights"):
+    with pytest.raises(UserError, match="none of its weights"):
         pretrained("CARE", "s0", tmp_path / "a.pth")
 
 
@@ -147,10 +147,10 @@ def test_all_weights_must_be_there_unless_it_is_said_otherwise(tmp_path, log):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     mmcare.load_checkpoint(model, tmp_path / "imagenet.pth", strict=False)
     assert torch.equal(model.stem.conv1.weight, STATES["CASViT"]["patch_embed.0.weight"])
-    assert any("left at their start: out_norms.0.weight" in message for message in log)
+    assert any("left at their initial values: out_norms.0.weight" in message for message in log)
 
 
-# -- files of a training, in MMDetection's and MMSegmentation's own functions ------------------------------------------
+# -- training checkpoints in MMDetection's and MMSegmentation's functions ----------------------------------------------
 
 SETTINGS = [
     *IN_PROCESS,
@@ -167,7 +167,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(ground, train):
-    """Config, with which every box is predicted, and checkpoint of a detector that was trained for two steps."""
+    """Return config and checkpoint of a detector after two training steps; the config lets every box through."""
     (ground / "detector.py").write_text(DETECTOR)
     folder = train(ground, "detector.py", "--sample", "--cfg-options", *SETTINGS, "train_cfg.max_epochs=1")
     cfg = Config.fromfile(folder / "detector.py")
@@ -241,7 +241,7 @@ def test_mmsegmentations_functions_take_what_was_trained_here(ground, segmentor,
     prediction = inferencer(picture, show=False)["predictions"]
     assert torch.equal(torch.from_numpy(prediction), found)
 
-    # the authors' files have no meta, which init_model takes for granted
+    # The authors' files have no meta, on which init_model relies.
     bare = str(ground / "bare.pth")
     torch.save(model.state_dict(), bare)
     assert_holds(init_model(cfg, bare, device="cpu"), file)
@@ -252,7 +252,7 @@ def test_mmsegmentations_functions_take_what_was_trained_here(ground, segmentor,
     assert_holds(model, file)
 
 
-# -- files of others, in MMEngine's loading ----------------------------------------------------------------------------
+# -- untrusted files in MMEngine's loading -----------------------------------------------------------------------------
 
 
 @pytest.mark.stack
@@ -276,11 +276,11 @@ def test_a_hostile_file_is_refused_by_mmengine_and_all_who_use_it(detector, segm
 
 
 INIT_OF_BACKBONE = [
-    "model.backbone.init_cfg._delete_=True",  # the sample data's is None
+    "model.backbone.init_cfg._delete_=True",  # --sample sets it to None
     "model.backbone.init_cfg.type=Pretrained",
     "model.backbone.init_cfg.checkpoint=hostile.pth",
 ]
-# of a module that is not ours, and so is loaded by MMEngine
+# Modules other than mmcare's backbones are loaded by MMEngine.
 INIT_OF_NECK = ["model.neck.init_cfg.type=Pretrained", "model.neck.init_cfg.checkpoint=hostile.pth"]
 WAYS = {
     "test": ("test", "hostile.pth", "--sample", "--cfg-options", *SETTINGS),
@@ -322,7 +322,7 @@ def test_other_loads_in_a_safe_process_run_no_code_either(tmp_path, monkeypatch)
 @pytest.mark.stack
 @pytest.mark.usefixtures("safe_loading")
 def test_a_configs_text_in_a_file_is_not_run(tmp_path):
-    """MMEngine's resume would run what is under meta.config, its inferencers what is under either cfg."""
+    """MMEngine's resume would run the text under meta.config, its inferencers the text under either cfg."""
     from mmdet.apis import DetInferencer
 
     file, marker = str(tmp_path / "program.pth"), tmp_path / "marker"

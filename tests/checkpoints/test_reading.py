@@ -1,4 +1,4 @@
-"""Files are read from every format that is around, none of them runs code, and every refusal is one sentence."""
+"""Files of all common formats are read, none of them runs code, and every refusal is one sentence."""
 
 import argparse
 import copy
@@ -26,7 +26,7 @@ STATE = {"a.weight": torch.arange(100.0), "b": torch.zeros(())}
 
 
 def write(content, path, kind):
-    """Writes a file as torch does, as it did before 1.6, or as Python does."""
+    """Write a file in torch's format, in its format before 1.6, or as a plain pickle."""
     if kind == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
@@ -36,15 +36,15 @@ def write(content, path, kind):
 @pytest.mark.stack
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
 def test_a_hostile_checkpoint_is_refused_and_does_nothing(kind, tmp_path, monkeypatch):
-    # even where somebody has told torch to trust all files
+    # Even if the environment tells torch to trust all files.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     file, marker = tmp_path / "hostile.pth", tmp_path / "marker"
     write({"state_dict": {} if kind == "pickle" else STATE, "meta": Touch(marker)}, file, kind)
-    with pytest.raises(UserError, match=r"hostile\.pth asks to load io\.open, which is not weights") as error:
+    with pytest.raises(UserError, match=r"hostile\.pth asks to load io\.open, which is not a weight") as error:
         read_checkpoint(file)
     assert not marker.exists()
     assert "\n" not in str(error.value)
-    assert "weights_only" not in str(error.value)  # torch's advice how to trust the file after all
+    assert "weights_only" not in str(error.value)  # torch's advice on trusting the file
     pickle.loads(pickle.dumps(Touch(marker))).close()  # the trap works
     assert marker.exists()
 
@@ -66,7 +66,7 @@ def test_what_the_program_allows_does_not_count_and_is_still_allowed_afterwards(
 
 
 class Forged:
-    """An object that is made by a call, and with a state, of the attacker's choice."""
+    """An object created by a call, and with a state, of the attacker's choice."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -77,14 +77,14 @@ class Forged:
 
 @pytest.mark.stack
 def test_training_histories_open_no_way_to_other_attributes(tmp_path):
-    """A HistoryBuffer names its methods through ``getattr``, which must find these and no others."""
+    """A HistoryBuffer refers to its methods through ``getattr``, which must find no others."""
     meta = Forged(getattr, (HistoryBuffer, "__init__"))
     torch.save({"state_dict": STATE, "meta": meta}, tmp_path / "reach.pth")
     with pytest.raises(UserError, match="getattr"):
         read_checkpoint(tmp_path / "reach.pth")
 
 
-# -- what trainers leave beside the weights ----------------------------------------------------------------------------
+# -- other objects in training checkpoints -----------------------------------------------------------------------------
 
 
 @pytest.mark.stack
@@ -113,7 +113,7 @@ def test_numbers_and_arrays_of_numpy_come_back_as_they_were(kind, tmp_path):
     values += [np.arange(3, dtype=">i4")]
     write({"values": values}, tmp_path / "first.pth", kind)
     read = read_checkpoint(tmp_path / "first.pth")["values"]
-    # what was read is written and read again, as in a training that was resumed, and named as NumPy's own
+    # Write and read the values again, as in a resumed training: they are saved as NumPy's own types.
     write({"values": read}, tmp_path / "again.pth", kind)
     assert b"mmcare" not in (tmp_path / "again.pth").read_bytes()
     for again in (read, read_checkpoint(tmp_path / "again.pth")["values"], copy.deepcopy(read)):
@@ -168,7 +168,7 @@ def test_fields_and_sizes_of_a_pickled_dtype_are_ignored(tmp_path):
         assert stand_in.dtype.fields is None
 
 
-# -- files that are no checkpoints -------------------------------------------------------------------------------------
+# -- files that are not checkpoints ------------------------------------------------------------------------------------
 
 
 def content_of(state):
@@ -180,15 +180,15 @@ def content_of(state):
 WHOLE = content_of(STATE)
 OTHERS = {
     "empty": (b"", "is empty"),
-    "zeros": (bytes(5000), "begins with zeros only"),
-    "cut in half": (WHOLE[: len(WHOLE) // 2], "is damaged or cut short"),
-    "cut at its end": (WHOLE[:-100], "is damaged or cut short"),
-    "cut at its start": (WHOLE[:20], "is damaged or cut short"),
+    "zeros": (bytes(5000), "starts with zeros only"),
+    "cut in half": (WHOLE[: len(WHOLE) // 2], "is damaged, truncated or not a checkpoint"),
+    "cut at its end": (WHOLE[:-100], "is damaged, truncated or not a checkpoint"),
+    "cut at its start": (WHOLE[:20], "is damaged, truncated or not a checkpoint"),
     "text": (b"model = dict()\n" * 100, "is a text file"),
     "web page": (b"\n<!DOCTYPE html><html>not found</html>", "is a web page"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-    "noise": (np.random.RandomState(0).bytes(4000), "is damaged or cut short, or is no checkpoint"),
-    "pickle of today": (pickle.dumps(STATE), "is damaged or cut short, or is no checkpoint"),
+    "noise": (np.random.RandomState(0).bytes(4000), "is damaged, truncated or not a checkpoint"),
+    "pickle of today": (pickle.dumps(STATE), "is damaged, truncated or not a checkpoint"),
     "a tensor": (content_of(torch.zeros(1)), "holds a Tensor"),
     "a model": (content_of(torch.nn.Linear(1, 1)), r"asks to load torch\.nn\.modules\.linear\.Linear"),
 }
@@ -202,12 +202,12 @@ def test_files_that_are_no_checkpoints_get_one_sentence(kind, tmp_path):
     with pytest.raises(UserError, match=rf"weights\.pth {said}") as error:
         read_checkpoint(tmp_path / "weights.pth")
     assert "\n" not in str(error.value)
-    assert error.value.__suppress_context__ or error.value.__context__ is None  # torch's advice in a stack trace
+    assert error.value.__suppress_context__ or error.value.__context__ is None  # it would have torch's advice
 
 
 def write_tar(path):
     with tarfile.open(path, "w") as archive:
-        for name in ("sys_info", "pickle", "storages", "tensors"):  # as torch 0.1 wrote it
+        for name in ("sys_info", "pickle", "storages", "tensors"):  # the format of torch 0.1
             entry = tarfile.TarInfo(name)
             entry.size = 3
             archive.addfile(entry, io.BytesIO(b"abc"))
@@ -270,7 +270,7 @@ def test_damage_anywhere_ends_in_one_sentence(tmp_path, content, data):
 def test_safetensors_are_read_with_their_metadata(tmp_path):
     meta = {"classes": ["cat"], "epoch": 3, "cfg": "model = dict()\n"}
     texts = {key: json.dumps(value) for key, value in meta.items()}
-    texts |= {"format": "pt", "deep": "[" * 100_000}  # other people's, and some that would exhaust the parser
+    texts |= {"format": "pt", "deep": "[" * 100_000}  # a text of another tool, and one that exhausts the parser
     save_file(STATE, tmp_path / "weights.safetensors", texts)
     for map_location in ("cpu", torch.device("cpu"), None, lambda storage, location: storage):
         read = read_checkpoint(tmp_path / "weights.safetensors", map_location)

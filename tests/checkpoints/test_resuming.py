@@ -1,4 +1,4 @@
-"""A training goes on from the newest checkpoint that is whole and holds all of its state."""
+"""A training resumes from the newest undamaged checkpoint, which must hold all of the training state."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def without(*names):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A work folder after three epochs."""
+    """Return a work folder after three epochs."""
     folder = tmp_path / "run"
     folder.mkdir()
     for epoch in (1, 2, 3):
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def point(folder, path):
-    """Writes ``last_checkpoint``, later than all that is there."""
+    """Write ``last_checkpoint``, with a time later than that of all files in the folder."""
     (folder / "last_checkpoint").write_text(str(path))
     later = max(path.stat().st_mtime_ns for path in folder.iterdir()) + 1000
     os.utime(folder / "last_checkpoint", ns=(later, later))
@@ -48,7 +48,7 @@ def cut(path):
 
 
 def spoil(path):
-    """Changes one bit among the weights, which torch does not notice."""
+    """Flip one bit in the weights, which torch does not notice."""
     content = bytearray(path.read_bytes())
     content[content.index(STATE["state_dict"]["weight"].numpy().tobytes()) + 99] ^= 1
     path.write_bytes(content)
@@ -110,7 +110,7 @@ def test_a_checkpoint_saved_after_last_checkpoint_was_written_is_the_newest(fold
 
 
 def test_a_training_that_was_given_up_is_not_resumed(folder):
-    point(folder, folder / "epoch_2.pth")  # after --resume epoch_1.pth, while epoch_3.pth is of before
+    point(folder, folder / "epoch_2.pth")  # after --resume epoch_1.pth; epoch_3.pth is from before
     assert choose(folder)[0] == "epoch_2.pth"
     cut(folder / "epoch_2.pth")
     assert choose(folder)[0] == "epoch_1.pth"
@@ -129,7 +129,7 @@ def test_no_checkpoint_that_is_whole(folder):
     for epoch in (1, 2, 3):
         cut(folder / f"epoch_{epoch}.pth")
     with pytest.raises(
-        UserError, match=r"no checkpoint in .*run is whole \(.*epoch_3.*epoch_2.*epoch_1.*\): .*--work-dir"
+        UserError, match=r"there is no undamaged checkpoint in .*run \(.*epoch_3.*epoch_2.*epoch_1.*\): .*--work-dir"
     ):
         choose(folder)
 

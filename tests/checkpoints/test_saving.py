@@ -1,4 +1,4 @@
-"""What is saved is whole or not there, and a save that fails costs nothing that was saved before."""
+"""A checkpoint is saved complete or not at all, and a failed save costs no earlier checkpoint."""
 
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ class Toy(BaseModel):
 
 
 class Scores(BaseMetric):
-    """Gives one score after the other."""
+    """A metric that returns one given score after the other."""
 
     def __init__(self, scores):
         super().__init__()
@@ -69,7 +69,7 @@ def toy_runner(work_dir, scores, guarded=True, hook=None, **run):
     )
     if guarded:
         guard_checkpoint_saving(cfg)
-    # Held back from Config, which takes no objects
+    # Not in the Config, which cannot hold objects.
     parts = dict(
         model=Toy(),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),

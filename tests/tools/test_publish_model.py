@@ -1,4 +1,4 @@
-"""tools/publish_model.py: a release holds the weights and what describes them, as a whole or not at all."""
+"""tools/publish_model.py: a release has only the weights and their description, and is written completely or not."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def weights():
 
 @pytest.fixture
 def trained(weights, tmp_path, monkeypatch):
-    """A checkpoint as MMEngine's Runner writes it with an EMAHook: the averaged weights are in the main entry."""
+    """Write a checkpoint as MMEngine's Runner does with an EMAHook: the averaged weights are in the main entry."""
     monkeypatch.chdir(tmp_path)
     raw = {"steps": torch.tensor(9), **{f"module.{name}": value for name, value in shifted(weights).items()}}
     content = {
@@ -67,7 +67,7 @@ def trained(weights, tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(in_process):
-    """Runs the tool; returns the file that it says it has written."""
+    """Run the tool; return the path of the file that it reports."""
 
     def publish(*args):
         status, printed = in_process(tool.main, "publish_model.py", *args)
@@ -112,10 +112,10 @@ def test_a_release_holds_weights_and_what_describes_them(trained, publish, weigh
         "time": "20261121_100000",
     }
     assert set(held) == {"state_dict", "meta"}
-    assert list(held["state_dict"]) == list(weights) or kind == "safetensors"  # which sorts by size
+    assert list(held["state_dict"]) == list(weights) or kind == "safetensors"  # safetensors sorts by size
     assert set(held["state_dict"]) == set(weights)
     assert all(torch.equal(held["state_dict"][name], weights[name]) for name in weights)
-    if kind == "pth":  # nothing but torch is needed to read it
+    if kind == "pth":  # readable with torch alone
         assert torch.load(file, weights_only=True)["meta"] == held["meta"]
     else:
         with safe_open(file, framework="pt") as opened:
@@ -212,7 +212,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(args, told, tmp_pa
 def test_another_file_is_not_overwritten(trained, publish, refusal):
     file = publish("epoch_14.pth", "out")
     file.write_bytes(b"mine")
-    assert f"{file} exists and is another file" in refusal(tool.main, "publish_model.py", "epoch_14.pth", "out")
+    assert f"{file} exists with other content" in refusal(tool.main, "publish_model.py", "epoch_14.pth", "out")
     assert file.read_bytes() == b"mine"
 
 
