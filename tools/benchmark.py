@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def parse_args() -> Namespace:
     parser = Parser(
-        description="Measure time and memory of models side by side in one run: a table, a CSV file and plots.",
+        description="Measure time and memory of models side by side in one run; print a table, write a CSV file and "
+        "plots.",
         epilog=describe_forms(),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -27,24 +28,24 @@ def parse_args() -> Namespace:
         "subjects",
         nargs="*",
         metavar="SUBJECT",
-        help="config file; CONFIG@PEER, the config with that peer as its backbone; backbone as TYPE:ARCH, such as "
+        help="config file; CONFIG@PEER, a config with that peer as its backbone; backbone as TYPE:ARCH, such as "
         f"mmcare.CARE:s1 or mmcare.CARE:s1,with_cp=True; or one of the peers {', '.join(PEERS)}",
     )
-    parser.add_argument("--forms", nargs="+", metavar="FORM", help="the forms to measure (see below)")
-    parser.add_argument("--train", action="store_true", help="measure a forward and a backward pass, norms frozen")
+    parser.add_argument("--forms", nargs="+", metavar="FORM", help="forms to measure (see below)")
+    parser.add_argument("--train", action="store_true", help="measure a forward and a backward pass with frozen norms")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: torch's)")
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (default: 1)")
     size = parser.add_mutually_exclusive_group()
     add_shape(size)
-    size.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="measure at each of these, square")
-    parser.add_argument("--repeats", type=int, default=20, help="rounds of timing (default: 20)")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before those, not counted (default: 2)")
+    size.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="measure at each of these square sizes")
+    parser.add_argument("--repeats", type=int, default=20, help="number of timed rounds (default: 20)")
+    parser.add_argument("--warmup", type=int, default=2, help="number of untimed rounds before them (default: 2)")
     parser.add_argument(
         "--baseline",
         nargs=2,
         metavar=("SUBJECT", "FORM"),
-        help="what to give each speed as a multiple of (default: the plain form of the same network)",
+        help="the baseline of the speeds (default: the plain form of the same network)",
     )
     parser.add_argument(
         "--out", type=Path, help="CSV file to write (default: work_dirs/benchmark/<name of the run>.csv)"
@@ -52,26 +53,26 @@ def parse_args() -> Namespace:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw accuracy.png and sizes.png there")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--compare", type=Path, nargs="+", metavar="CSV", help="measure nothing: show what earlier runs have measured"
+        "--compare", type=Path, nargs="+", metavar="CSV", help="measure nothing; print the tables of earlier runs"
     )
     instead.add_argument(
-        "--profile", action="store_true", help="instead of the table, where each subject spends its time in each form"
+        "--profile", action="store_true", help="print an operator profile of each subject and form instead of the table"
     )
     args = parser.parse_args()
     for option in ("threads", "batch", "repeats"):
         if (value := getattr(args, option)) is not None and value < 1:
-            parser.error(f"--{option} is at least 1, not {value}")
+            parser.error(f"--{option} must be at least 1, not {value}")
     if args.warmup < 0:
-        parser.error(f"--warmup is at least 0, not {args.warmup}")
+        parser.error(f"--warmup must be at least 0, not {args.warmup}")
     if args.sizes and (min(args.sizes) < 1 or len(set(args.sizes)) < len(args.sizes)):
-        parser.error(f"--sizes takes sides of images, in pixels, each once, not {' '.join(map(str, args.sizes))}")
+        parser.error(f"--sizes takes different image sides in pixels, not {' '.join(map(str, args.sizes))}")
     if bool(args.compare) == bool(args.subjects):
-        parser.error("give either what to measure, such as mmcare.CARE:s1, or --compare with earlier runs' files")
+        parser.error("give either subjects, such as mmcare.CARE:s1, or --compare with files of earlier runs")
     ignored = {"compare": ("out",), "profile": ("out", "plots", "baseline")}
     for instead_of, options in ignored.items():
         for option in options if getattr(args, instead_of) else ():
             if getattr(args, option):
-                parser.error(f"--{option} has no use with --{instead_of}")
+                parser.error(f"--{option} has no effect with --{instead_of}")
     repeated = next((name for name in args.subjects if args.subjects.count(name) > 1), None)
     if repeated:
         parser.error(f"{repeated} is given twice")
@@ -95,7 +96,7 @@ def main() -> None:
     from mmcare.benchmark import measure, plan, profiles, resolve
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU, and this machine has none that torch can use")
+        raise UserError("--device cuda needs a GPU, and torch finds none on this machine")
     if args.threads:
         torch.set_num_threads(args.threads)
     subjects = [resolve(name) for name in args.subjects]
@@ -114,25 +115,25 @@ def main() -> None:
 
 
 def describe_forms() -> str:
-    """Return what ``--help`` says of the forms."""
+    """Return the section on forms for ``--help``."""
     tab = 20
     steps = [fill(f"{f'  {step}':{tab}}{text}", 100, subsequent_indent=" " * tab) for step, text in STEPS.items()]
-    defaults = [f"measured in {mode} unless --forms says otherwise:\n  " + "\n  ".join(FORMS[mode]) for mode in FORMS]
+    defaults = [f"default forms in {mode}:\n  " + "\n  ".join(FORMS[mode]) for mode in FORMS]
     return "\n".join(
-        ("A form is eager, the model as it is built, or one or more of these steps joined by +:", *steps, *defaults)
+        ("A form is eager (the model as built), or one or more of these steps joined by +:", *steps, *defaults)
     )
 
 
 def choose_forms(args: Namespace) -> Sequence[str]:
-    """Return the forms that the command line asks for.
+    """Return the forms to measure.
 
     Raises:
-        UserError: one of them is not possible, or the baseline is not among them.
+        UserError: a form is not available, or the baseline is not among the subjects and forms.
     """
     forms = args.forms or default_forms(args.train, args.device)
     whole = [form for form in forms if {"compiled", "cuda-graph"} & set(check_form(form, args.train, args.device))]
     if args.profile and args.forms and whole:
-        raise UserError(f"{whole[0]} has no operators of its own to profile: give --forms that run eagerly")
+        raise UserError(f"{whole[0]} runs as one graph, without operators to profile: give --forms that run eagerly")
     if args.profile:
         forms = [form for form in forms if form not in whole]
     if args.baseline and not (args.baseline[0] in args.subjects and args.baseline[1] in forms):
@@ -141,7 +142,7 @@ def choose_forms(args: Namespace) -> Sequence[str]:
 
 
 def draw_plots(rows: Sequence[Row], folder: Path | None) -> None:
-    """Draw the plots, if they are asked for, and say where they are."""
+    """Draw the plots, if a folder is given, and print their paths."""
     if folder is None:
         return
     from mmcare.benchmark import draw

@@ -13,8 +13,8 @@ from mmcare.stack import check_stack
 
 def parse_args() -> Namespace:
     parser = Parser(
-        description="Count the parameters of a model, and its multiply-accumulates (MACs) for one image: those of "
-        "convolutions, linear layers and attention's matrix products. One MAC is what OpenMMLab's tables call a FLOP."
+        description="Count the parameters of a model and its multiply-accumulates (MACs) for one image, in "
+        "convolutions, linear layers and attention's matrix products. OpenMMLab's tables call one MAC a FLOP."
     )
     parser.add_argument(
         "model",
@@ -41,7 +41,7 @@ def main() -> None:
     print(tabulate(cells, ("part", "parameters", "MACs"), colalign=("left", "right", "right")))
     if hasattr(model, "roi_head"):
         proposals, masks = (model.test_cfg[stage].max_per_img for stage in ("rpn", "rcnn"))
-        print(f"RoI heads: for {proposals} proposals and {masks} masks, as many as the config allows")
+        print(f"RoI heads: for {proposals} proposals and {masks} masks, the config's limits")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The networks in each of their forms beside what one would pick instead, measured in one run.
+"""Side-by-side measurement of the backbones in their forms and of common alternatives, in one run.
 
-``tools/benchmark.py`` and ``tools/get_flops.py`` are its command lines. Names are imported when they are first used:
-the names of forms and peers, and earlier runs' tables, are to be had without torch.
+The command lines are ``tools/benchmark.py`` and ``tools/get_flops.py``. Names are imported on first use: the names of
+forms and peers, and the tables of earlier runs, are available without torch.
 """
 
 from importlib import import_module

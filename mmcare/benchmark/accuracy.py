@@ -1,4 +1,4 @@
-"""The accuracy that authors report, to be drawn over measured time. None of it was measured by us."""
+"""Published accuracy, for plots over measured time. We measured none of it."""
 
 TOP1 = {
     "mmcare.CARE:s0": 78.4,
@@ -9,8 +9,8 @@ TOP1 = {
     "mmcare.CASViT:m": 82.8,
     "mmcare.CASViT:t": 83.9,
 }
-"""ImageNet-1K top-1 at 224², as CARE's and CAS-ViT's authors report it (https://arxiv.org/abs/2411.16170 and
-https://arxiv.org/abs/2408.03703). The peers are left out: mmdet, from which they come, reports no top-1."""
+"""ImageNet-1K top-1 at 224², reported by CARE's and CAS-ViT's authors (https://arxiv.org/abs/2411.16170 and
+https://arxiv.org/abs/2408.03703). The peers are missing, as mmdet reports no top-1 for them."""
 
 BOX_AP = {
     "casvit_xs": 36.5,
@@ -20,6 +20,6 @@ BOX_AP = {
     "resnet50": 36.5,
     "pvtv2-b1": 41.2,
 }
-"""COCO box AP of RetinaNet, trained for 12 epochs, by backbone. CAS-ViT's as its authors report it, the peers' from
+"""COCO box AP of RetinaNet, trained for 12 epochs, by backbone. CAS-ViT's values are from its authors, the peers' from
 mmdet's metafiles (retinanet_r50_fpn_1x_coco, retinanet_pvtv2-b1_fpn_1x_coco), which have none for Swin-T and
 MobileNetV2. CARE's authors report none for RetinaNet."""

@@ -1,4 +1,4 @@
-"""What a run measures: each subject in each form at each size."""
+"""The cases of a run: each subject in each form at each size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class Case:
     """One subject in one form at one size.
 
     Attributes:
-        subject: its name, see :func:`~mmcare.benchmark.subjects.resolve`.
+        subject: name of the subject; see :func:`~mmcare.benchmark.subjects.resolve`.
         part: ``"whole"`` or ``"backbone"``.
         form: see :data:`~mmcare.benchmark.forms.STEPS`.
-        batch, shape: of the images.
+        batch: images in a batch.
+        shape: height and width of the images.
         device: ``"cpu"`` or ``"cuda"``.
-        training: with a backward pass.
+        training: include a backward pass.
     """
 
     subject: str
@@ -44,17 +45,18 @@ def plan(
     device: str,
     training: bool,
 ) -> list[Case]:
-    """Return all that a run measures, a subject's forms at one size together and its plain form first among them.
+    """Return the cases of a run. The forms of a subject at one size are adjacent, with the plain form first.
 
     Args:
-        subjects, forms: each form of each subject, except the plain and the reparameterized forms of what is not ours.
+        subjects, forms: each subject is measured in each form; the plain and reparameterized forms are for mmcare's
+            models only.
         batch: images in a batch.
-        shapes: of the images; none for each subject's usual one.
+        shapes: heights and widths of the images; empty for each subject's usual shape.
         device: ``"cpu"`` or ``"cuda"``.
-        training: with a backward pass.
+        training: include a backward pass.
 
     Raises:
-        UserError: there is nothing to measure of a subject, no such form, or an image is too small for a subject.
+        UserError: no form applies to a subject, a form does not exist, or an image is too small for a subject.
     """
     steps = {form: set(check_form(form, training, device)) for form in forms}
     cases = []
@@ -62,11 +64,11 @@ def plan(
         own = [form for form in steps if subject.is_ours or not {"plain", "reparameterized"} & steps[form]]
         if not own:
             raise UserError(
-                f"none of the forms {', '.join(forms)} is one of {subject.name}'s: it is not ours, give eager"
+                f"{subject.name} is not an mmcare model, so it has none of the forms {', '.join(forms)}: give eager"
             )
         own.sort(key=lambda form: form != "plain")
         for shape in shapes or [subject.shape]:
-            subject.cost(subject.parts[0], *shape)  # tells of an image that is too small, before anything runs
+            subject.cost(subject.parts[0], *shape)  # raises an error if an image is too small, before anything runs
         for part in subject.parts:
             for shape in shapes or [subject.shape]:
                 cases += [Case(subject.name, part, form, batch, shape, device, training) for form in own]

@@ -1,4 +1,4 @@
-"""What a model costs: its parameters and multiply-accumulates (MACs), counted without computing anything."""
+"""Parameter and multiply-accumulate (MAC) counts of a model, without computing anything."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
 
 
 def padded_shape(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """Return the size that a detector's preprocessor pads an image of this size to."""
+    """Return the size to which a detector's preprocessor pads an image of this size."""
     divisor = getattr(getattr(model, "data_preprocessor", None), "pad_size_divisor", 1)
     return (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
 
 
 def image_channels(backbone: nn.Module) -> int:
-    """Return the channels of the images that a backbone takes: its first convolution's."""
+    """Return the number of image channels of a backbone, read from its first convolution."""
     return next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
     """Count a model's parameters and its MACs for one image.
 
-    A copy runs on the meta device, whose tensors have shapes and no values: no size costs time or memory.
+    A copy runs on the meta device, whose tensors have shapes but no values, so even large images cost neither time nor
+    memory.
 
     Args:
-        model: a detector or a segmentor with a backbone, perhaps a neck, and heads; or a backbone.
-        height, width: of the image in pixels, before the preprocessor's padding.
+        model: a backbone, or a detector or segmentor with a backbone, an optional neck, and heads.
+        height, width: size of the image in pixels, before the preprocessor's padding.
 
     Returns:
-        (name, parameters, MACs) of each part, and then of the whole.
+        (name, parameters, MACs) of each part, and then of the whole model.
 
     Raises:
-        UserError: the model has parts that are not counted here.
+        UserError: the model has parts that cannot be counted.
     """
     model = copy.deepcopy(model).to("meta")
     rows = []
@@ -50,7 +51,7 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
             out = part(maps)
         parameters = {id(parameter): parameter.numel() for parameter in part.parameters()}
         counted.update(parameters)
-        # The counter has two operations for each multiply-accumulate.
+        # The counter counts two operations for each multiply-accumulate.
         rows.append((name, sum(parameters.values()), counter.get_total_flops() // 2))
         return out
 
@@ -70,8 +71,8 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
     uncounted = {name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in counted}
     if uncounted:
         raise UserError(
-            f"{', '.join(sorted(uncounted))} of a {type(model).__name__} cannot be counted: give a model of a "
-            "backbone, a neck, dense heads and the RoI heads of Faster and Mask R-CNN"
+            f"{', '.join(sorted(uncounted))} of a {type(model).__name__} cannot be counted: give a model with only "
+            "a backbone, a neck, dense heads and the RoI heads of Faster and Mask R-CNN"
         )
     if len(rows) > 1:
         rows.append(("whole model", sum(row[1] for row in rows), sum(row[2] for row in rows)))
@@ -79,7 +80,7 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
 
 
 def _roi_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Yield name, module and input shape of a two-stage detector's heads, for as many regions as its config lets pass.
+    """Yield name, module and input shape of a two-stage detector's heads, for as many regions as its config allows.
 
     The shape is (regions, channels, height, width).
     """

@@ -1,24 +1,24 @@
-"""The forms in which a model is measured: what they are made of, and where each is possible."""
+"""The forms in which a model is measured: their steps, and where each is available."""
 
 from __future__ import annotations
 
 from ..errors import UserError
 
 KEPT_SHARE = 0.3
-"""How much of the activations memory-budget stores: with less, the compiler takes longer and the step is no faster."""
+"""Share of the activations that memory-budget stores; with less, compilation takes longer and the step is no faster."""
 
 STEPS = {
-    "plain": "the authors' operations one for one, everything kept for the backward pass; ours only",
-    "reparameterized": "mmcare.reparameterize; ours only, in inference",
+    "plain": "the authors' operations one for one, everything stored for the backward pass; mmcare's backbones only",
+    "reparameterized": "mmcare.reparameterize; mmcare's backbones only, inference only",
     "channels-last": "weights and images in the memory format NHWC",
-    "bf16": "computed in bfloat16; training keeps float32 weights (autocast), as --amp does",
-    "compiled": "torch.compile with inductor, in inference with frozen weights",
-    "memory-budget": f"the compiler stores {KEPT_SHARE:.0%} of the activations; in compiled training",
-    "cuda-graph": "recorded once and replayed; in inference on CUDA",
+    "bf16": "computed in bfloat16; training keeps float32 weights (autocast), as with --amp",
+    "compiled": "torch.compile with inductor; in inference with frozen weights",
+    "memory-budget": f"the compiler stores {KEPT_SHARE:.0%} of the activations; compiled training only",
+    "cuda-graph": "recorded once and replayed; inference on CUDA only",
     "keep-freed-memory": "mmcare.keep_freed_memory, called in the row's process before anything is computed: it keeps "
-    "the memory of freed maps for the next pass instead of returning it to the system; on the CPU",
+    "the memory of freed maps for the next pass instead of returning it to the system; CPU only",
 }
-"""What a form is made of. A form without any of these steps is ``eager``."""
+"""The steps of which forms consist. The form without any step is ``eager``."""
 
 _BEST = "reparameterized+channels-last"
 
@@ -37,11 +37,11 @@ FORMS = {
     ),
     "training": ("plain", "eager", "channels-last", "channels-last+compiled"),
 }
-"""The forms to measure unless the user names others; without those that the device does not have."""
+"""The default forms; :func:`default_forms` removes those that a device does not have."""
 
 
 def default_forms(training: bool, device: str) -> tuple[str, ...]:
-    """Return the forms to measure where the user names none."""
+    """Return the forms to measure if the user gives none."""
     forms = FORMS["training" if training else "inference"]
     return tuple(form for form in forms if device == "cpu" or "keep-freed-memory" not in form.split("+"))
 
@@ -50,7 +50,7 @@ def check_form(form: str, training: bool, device: str) -> tuple[str, ...]:
     """Return the steps of a form, in the order of :data:`STEPS`.
 
     Raises:
-        UserError: there is no such form, or not in this mode or on this device.
+        UserError: the form does not exist, or is not available in this mode or on this device.
     """
     steps = () if form == "eager" else tuple(form.split("+"))
     unknown = [step for step in steps if step not in STEPS]
@@ -59,14 +59,16 @@ def check_form(form: str, training: bool, device: str) -> tuple[str, ...]:
     if {"plain", "reparameterized"} <= set(steps):
         raise UserError(f"there is no form {form!r}: a network is either plain or reparameterized")
     if training and (wrong := [step for step in steps if step in ("reparameterized", "cuda-graph")]):
-        raise UserError(f"the form {form!r} is for inference, as {wrong[0]} is: leave it out of --forms, or --train")
+        raise UserError(
+            f"the form {form!r} is for inference, because of {wrong[0]}: remove it from --forms, or omit --train"
+        )
     if "memory-budget" in steps and not (training and "compiled" in steps):
-        raise UserError(f"the form {form!r} is not possible: memory-budget goes with compiled, and with --train")
+        raise UserError(f"the form {form!r} is not available: memory-budget needs compiled, and --train")
     if "cuda-graph" in steps and ("compiled" in steps or device != "cuda"):
-        raise UserError(f"the form {form!r} is not possible: cuda-graph records what is not compiled, on --device cuda")
+        raise UserError(f"the form {form!r} is not available: cuda-graph excludes compiled, and needs --device cuda")
     if "keep-freed-memory" in steps and device != "cpu":
         raise UserError(
-            f"the form {form!r} is not possible: keep-freed-memory changes a whole process, and on --device {device} "
-            "all rows share one"
+            f"the form {form!r} is not available: keep-freed-memory is process-wide, and on --device {device} all "
+            "rows share a process"
         )
     return tuple(step for step in STEPS if step in steps)

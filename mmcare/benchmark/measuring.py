@@ -1,4 +1,4 @@
-"""One run: everything measured side by side, into one table."""
+"""A run: all cases measured side by side, for one table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from mmengine.utils import ProgressBar
 
 from .cases import Case
-from .memory import memory_errors_told
+from .memory import report_out_of_memory
 from .processes import ask, new_process
 from .steps import Step
 from .subjects import Subject, resolve
@@ -27,20 +27,20 @@ from .table import Row
 from .timing import Findings, ceiling_product, examine, interleaved, product_flops, timed_again
 
 _steps: dict[Case, Step] = {}
-"""What a process that measures is ready to run."""
+"""The prepared steps of a measuring process."""
 
 
 def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup: int) -> list[Row]:
     """Measure cases side by side, and report progress on standard error.
 
-    On the CPU each case has a process of its own: how often glibc takes memory from the system and returns it, and so
-    how long a call takes, depends on everything that the process has allocated before. On CUDA, where torch keeps the
-    memory itself, all cases share one process.
+    On the CPU each case has its own process: how often glibc takes memory from the system and returns it, and so how
+    long a call takes, depends on all earlier allocations of the process. On CUDA, where torch caches memory itself, all
+    cases share one process.
 
     Args:
-        cases: :func:`~mmcare.benchmark.cases.plan`'s, all on one device.
-        subjects: theirs.
-        repeats, warmup: rounds that count, and rounds before them that do not.
+        cases: from :func:`~mmcare.benchmark.cases.plan`, all on one device.
+        subjects: the subjects of the cases.
+        repeats, warmup: number of timed rounds, and of untimed rounds before them.
 
     Returns:
         A row for each case.
@@ -64,7 +64,7 @@ def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, wa
         progress = ProgressBar(repeats, file=sys.stderr)
         *times, products = interleaved(clocks, repeats, warmup, after_round=progress.update)
         print(file=sys.stderr)
-        # Last, since what this allocates is no part of what was timed
+        # Last, since its allocations must not affect the times.
         found = _examine_all(cases, processes)
     ceiling = product_flops(device) / float(np.median(products))
     of_name = {subject.name: subject for subject in subjects}
@@ -102,7 +102,7 @@ def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, wa
 def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]) -> list[Findings]:
     """Examine each case in its process.
 
-    The maps of the first of a subject's forms at a size are what the other forms' are compared with.
+    The maps of each form are compared with those of the subject's first form at the same size.
     """
     found = []
     compared, reference = None, None
@@ -118,24 +118,24 @@ def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]
 
 def _prepare(case: Case) -> None:
     _steps[case] = Step(case, resolve(case.subject))
-    with memory_errors_told(case):
-        _steps[case]()  # compiles what is to be compiled
+    with report_out_of_memory(case):
+        _steps[case]()  # compiled forms compile here
 
 
 def _time(case: Case) -> float:
-    with memory_errors_told(case):
+    with report_out_of_memory(case):
         return timed_again(_steps[case], case.device)
 
 
 def _examine(case: Case, reference: list[np.ndarray] | None) -> tuple[Findings, list[np.ndarray]]:
-    # Arrays, as torch hands tensors to other processes in shared memory, of which containers have little.
+    # As arrays: torch passes tensors between processes in shared memory, of which containers have little.
     wanted = None if reference is None else [torch.from_numpy(array) for array in reference]
     findings, outputs = examine(_steps[case], wanted)
     return findings, [] if reference else [output.numpy() for output in outputs]
 
 
 def machine(device: str) -> str:
-    """Return what the run ran on: processor or GPU, threads, and torch's version."""
+    """Return a description of the machine: processor or GPU, threads, and torch's version."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpuinfo = Path("/proc/cpuinfo")

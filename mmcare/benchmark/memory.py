@@ -1,4 +1,4 @@
-"""Memory: what a step allocates, what a backward pass needs kept, and what happens when there is not enough."""
+"""Memory: peak allocation, activations stored for the backward pass, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import UserError
 
 
 @contextmanager
-def memory_errors_told(what: object) -> Iterator[None]:
-    """Tell of an allocation that fails in a sentence.
+def report_out_of_memory(what: object) -> Iterator[None]:
+    """Turn a failed allocation into a UserError.
 
     Raises:
         UserError: there was not enough memory for ``what``.
@@ -25,20 +25,20 @@ def memory_errors_told(what: object) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         kinds = (MemoryError, torch.OutOfMemoryError)
-        # The CPU's allocator and oneDNN have no exception of their own.
+        # The CPU allocator and oneDNN have no exception class of their own.
         if not isinstance(error, kinds) and not any(
             text in str(error) for text in ("can't allocate memory", "could not create a memory", "Storage size calc")
         ):
             raise
         raise UserError(
-            f"{what} needs more memory than is free here: give a smaller --shape, --sizes or --batch"
+            f"{what} needs more memory than this machine has free: give a smaller --shape, --sizes or --batch"
         ) from error
 
 
 def limit_memory() -> None:
-    """Make an allocation beyond the machine's free memory fail, where Linux would end the process for it.
+    """Make allocations beyond the machine's free memory fail, for which Linux would otherwise kill the process.
 
-    Where the free memory cannot be told, do nothing.
+    Do nothing if the amount of free memory is unknown.
     """
     meminfo, status = Path("/proc/meminfo"), Path("/proc/self/status")
     if not (meminfo.is_file() and status.is_file()):
@@ -59,11 +59,11 @@ def _kilobytes(table: Path, name: str) -> int:
 
 
 def peak_memory(call: Callable[[], None], device: str) -> int:
-    """Return the bytes allocated at the same time during a call, beyond what was allocated before it.
+    """Return the peak of the bytes allocated during a call, beyond those allocated before it.
 
-    These are maps, gradients and workspaces, without the weights and the images. The figure is that of torch's
-    allocator, which serves oneDNN's and cuDNN's workspaces as well: exact and repeatable, but without what libraries
-    allocate by themselves, on the CPU buffers of a few MiB for each thread.
+    These are maps, gradients and workspaces, without the weights and the images. The figure comes from torch's
+    allocator, which serves oneDNN's and cuDNN's workspaces as well. It is exact and repeatable, but does not include
+    the libraries' own allocations: on the CPU, buffers of a few MiB for each thread.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -72,7 +72,7 @@ def peak_memory(call: Callable[[], None], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell of every start and stop on standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it logs every start and stop on standard error
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -86,18 +86,18 @@ def peak_memory(call: Callable[[], None], device: str) -> int:
 
 
 def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, counted exactly.
+    """Return the exact number of bytes that a forward pass stores for the backward pass.
 
-    What is kept as several views of one storage counts once, as the storage's whole size; the model's parameters and
-    buffers, which are there anyway, do not count.
+    A storage counts once and with its full size, however many views of it are stored. The model's parameters and
+    buffers do not count.
 
     Args:
-        forward: runs the pass, and returns what keeps its graph alive.
-        model: whose parameters and buffers do not count.
+        forward: runs the pass and returns outputs that keep its graph alive.
+        model: the model whose parameters and buffers do not count.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
-    kept: list[Tensor] = []  # while a storage lives, no other has its address
+    kept: list[Tensor] = []  # while a storage is alive, no other storage has its address
 
     def pack(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()

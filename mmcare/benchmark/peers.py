@@ -1,4 +1,4 @@
-"""What a user would pick instead: mmdet's backbones, as its configs build them, with four maps at strides 4 to 32."""
+"""The peers: backbones of mmdet, as its configs build them, with four maps at strides 4 to 32."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ PEERS: dict[str, dict[str, Any]] = {
     ),
     "mobilenetv2": dict(type="mmdet.MobileNetV2", out_indices=(1, 2, 4, 7)),
 }
-"""MMEngine's settings of each peer, by the name that the command line takes."""
+"""MMEngine's settings for each peer, by its name on the command line."""

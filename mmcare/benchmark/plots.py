@@ -1,4 +1,4 @@
-"""The pictures of a run: accuracy over time, and time and memory over the number of pixels."""
+"""The plots of a run: accuracy over time, and time and memory over the number of pixels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .table import Row, only_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)  # below, where it hides no point
+LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)  # below the plot: hides no points
 MARKERS = "osD^vP*X"
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw what there is to draw into ``accuracy.png`` and ``sizes.png`` in a folder, and return the files' paths.
+    """Draw ``accuracy.png`` and ``sizes.png`` in a folder, as far as the rows allow, and return the paths.
 
     Raises:
-        UserError: there is nothing to draw, the rows are of several runs, or a file cannot be written.
+        UserError: there is nothing to draw, the rows are from several runs, or a file cannot be written.
     """
     drawings = {}
     if any(map(reported, rows)):
@@ -33,14 +33,14 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     if by_size(rows):
         drawings["sizes.png"] = draw_sizes(rows)
     if not drawings:
-        raise UserError("there is nothing to draw: give --sizes, or a backbone of which an accuracy is reported")
+        raise UserError("there is nothing to draw: give --sizes, or a backbone with a published accuracy")
     for name, figure in drawings.items():
         write_picture(figure, folder / name)
     return [folder / name for name in drawings]
 
 
 def reported(row: Row) -> tuple[str, float] | None:
-    """Return the metric and the value that authors report for a row's subject; None where nothing is known."""
+    """Return the metric and the value published for a row's subject; None if unknown."""
     if row.part == "whole":
         detector = re.search(r"(?:^|/)retinanet_(\w+)\.py(?:@(.+))?$", row.subject)
         backbone = (detector[2] or detector[1]) if detector else None
@@ -49,10 +49,10 @@ def reported(row: Row) -> tuple[str, float] | None:
 
 
 def draw_accuracy(rows: Sequence[Row]) -> Figure:
-    """Draw accuracy as reported over time as measured: a panel for each metric, a line for each family and form.
+    """Draw published accuracy over measured time: a panel for each metric, a line for each family and form.
 
     Raises:
-        UserError: the rows are of several runs, or no accuracy is known of any.
+        UserError: the rows are from several runs, or no accuracy is known for any of them.
     """
     only_run(rows, "the plot of accuracy over time")
     panels: dict[str, list[tuple[Row, float]]] = {}
@@ -60,7 +60,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Figure:
         if (known := reported(row)) is not None:
             panels.setdefault(known[0], []).append((row, known[1]))
     if not panels:
-        raise UserError("no accuracy is known of what was measured: the plot needs backbones such as mmcare.CARE:s1")
+        raise UserError("no accuracy is known for these subjects: the plot needs backbones such as mmcare.CARE:s1")
     figure, axes = _figure(len(panels))
     for axis, (metric, points) in zip(axes, panels.items(), strict=True):
         first = points[0][0]
@@ -98,19 +98,19 @@ def _family(subject: str) -> str:
 
 
 def _variant(subject: str) -> str:
-    """Return the part of a subject's name that tells it from the others of its family."""
+    """Return the part of a subject's name that distinguishes it within its family."""
     if "@" in subject:
         return subject.rpartition("@")[2]
     return subject.removesuffix(".py").rpartition("_")[2] if subject.endswith(".py") else subject.partition(":")[2]
 
 
 def exponent(pixels: Sequence[int], values: Sequence[float]) -> float:
-    """Return the k of the power law values ∝ pixels^k that fits best, by least squares in logarithms."""
+    """Return the exponent k of the best-fitting power law values ∝ pixels^k, by least squares of the logarithms."""
     return float(np.polyfit(np.log(pixels), np.log(values), 1)[0])
 
 
 def by_size(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Return the rows of each (subject, part, form) that was measured at several sizes, the smallest size first."""
+    """Return the rows of each (subject, part, form) measured at several sizes, sorted by size."""
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.pixels):
         series.setdefault((row.subject, row.part, row.form), []).append(row)
@@ -118,16 +118,16 @@ def by_size(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def draw_sizes(rows: Sequence[Row]) -> Figure:
-    """Draw time and peak memory over the number of pixels, in logarithms, with the exponents that fit.
+    """Draw time and peak memory over the number of pixels on logarithmic axes, with fitted exponents.
 
     Raises:
-        UserError: the rows are of several runs, or there are not two sizes of anything.
+        UserError: the rows are from several runs, or nothing was measured at more than one size.
     """
     only_run(rows, "the plot over sizes")
     series = by_size(rows)
     if not series:
         raise UserError(
-            "nothing was measured at more than one size: the plot over sizes needs --sizes, as 256 512 1024"
+            "nothing was measured at more than one size: the plot over sizes needs --sizes, such as 256 512 1024"
         )
     figure, axes = _figure(2)
     subjects = list(dict.fromkeys(subject for subject, _, _ in series))
@@ -156,7 +156,7 @@ def draw_sizes(rows: Sequence[Row]) -> Figure:
 
 
 def _figure(panels: int) -> tuple[Figure, np.ndarray]:
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     figure = Figure(figsize=(8 * panels, 7), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""What the benchmark uses of torch that has no public name. Each name is looked for before it is used."""
+"""Private names of torch that the benchmark uses. Each is checked before it is used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ try:
     from torch.utils._python_dispatch import TorchDispatchMode
 except ImportError:
     TorchDispatchMode = None
-"""The base class of what sees each operator that is called, or None where torch has no such class."""
+"""The base class of modes that intercept each operator call; None if torch does not have it."""
 
 
 def frozen_weights() -> AbstractContextManager[None]:
-    """Return a context in which inductor freezes the weights into what it compiles without gradients.
+    """Return a context in which inductor freezes the weights into graphs that it compiles without gradients.
 
-    As one of ``torch.compile``'s own options it comes too late: the graph then takes weights as inputs already.
+    As an option of ``torch.compile`` the setting has no effect: when it is applied, the weights are already inputs of
+    the graph.
 
     Raises:
         UserError: this version of torch has no such setting.
@@ -38,10 +39,9 @@ def activation_budget(share: float) -> AbstractContextManager[None]:
 
 
 def lift_recompile_limits() -> None:
-    """Let torch compile the same code as often as it takes.
+    """Remove torch's limits on recompiling the same code.
 
-    Each subject and size is compiled from the same code: the limits would make the later ones run eagerly, without a
-    word.
+    All subjects and sizes are compiled from the same code. With the limits, later ones would silently run eagerly.
     """
     config = getattr(torch.compiler, "config", None)  # public since some version after 2.6
     if not hasattr(config, "recompile_limit"):
@@ -57,6 +57,6 @@ def _changed(module: str, setting: str, value: Any, step: str) -> AbstractContex
         patch, _ = config.patch, getattr(config, setting)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"torch {torch.__version__} has no {module}.{setting}, which the form {step} sets: leave the form out"
+            f"torch {torch.__version__} has no {module}.{setting}, which the step {step} needs: omit forms with it"
         ) from error
     return patch(**{setting: value})

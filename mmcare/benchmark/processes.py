@@ -1,7 +1,7 @@
-"""Processes to measure in: what one allocates and frees does not change how long another's calls take.
+"""Separate processes for measurements, so that the allocations of one case do not affect the times of another.
 
-Each is forked from a server that has imported everything and computed nothing, so that many fit into memory. They end
-when the benchmark ends, however it ends.
+Each process is forked from a server that has imported everything but computed nothing, so that many fit into memory.
+They end when the benchmark ends, however it ends.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Result = TypeVar("Result")
 
 
 def new_process(device: str) -> ProcessPoolExecutor:
-    """Return a process for :func:`ask`, with as many threads as torch has in this one.
+    """Return a process for :func:`ask`, with as many torch threads as this process has.
 
-    It is a context manager, at whose end the process ends.
+    As a context manager it ends the process on exit.
 
     Args:
-        device: what it will compute on; on the CPU an allocation beyond the machine's free memory is an error in it.
+        device: the device it will compute on; on the CPU, allocations beyond the machine's free memory raise an error.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmcare.benchmark.measuring", "mmdet.models"])
@@ -38,7 +38,7 @@ def new_process(device: str) -> ProcessPoolExecutor:
 
 
 def _initialize(threads: int, device: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: this one has nothing to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: this one should print nothing
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if device == "cpu":
@@ -57,15 +57,15 @@ def ask(
     *args: Arguments.args,
     **kwargs: Arguments.kwargs,
 ) -> Result:
-    """Run a module's function in a process and return what it returns.
+    """Run a module-level function in a process and return its result.
 
     Raises:
-        UserError: the process ended meanwhile; ``what`` it was to measure is named.
+        UserError: the process ended unexpectedly; the message names ``what`` it measured.
     """
     try:
         return process.submit(function, *args, **kwargs).result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"the process that measured {what} was ended from outside, most likely because the machine had no memory "
-            "left: give a smaller --shape, --sizes or --batch, or fewer models at a time"
+            f"the process that measured {what} was killed, most likely because the machine ran out of memory: give a "
+            "smaller --shape, --sizes or --batch, or fewer models at a time"
         ) from error

@@ -1,4 +1,4 @@
-"""Where a pass spends its time: which operators, how many bytes and operations, how far from the machine's limit."""
+"""Operator profiles: time, bytes and operations of each operator, and its distance from the machine's limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..errors import UserError
 from .cases import Case
-from .memory import memory_errors_told
+from .memory import report_out_of_memory
 from .private import TorchDispatchMode
 from .processes import ask, new_process
 from .steps import Step, tensors
@@ -23,7 +23,7 @@ from .subjects import resolve
 from .timing import ceiling_product, interleaved, product_flops, timed, timed_again
 
 COPIED = 2**28
-"""Bytes that are copied to find out the memory's speed, far more than caches hold."""
+"""Bytes copied to measure memory bandwidth: far more than caches hold."""
 
 
 @dataclass
@@ -31,11 +31,11 @@ class Kind:
     """All calls of one kind of operator in one pass.
 
     Attributes:
-        name: the operator; of a convolution also its kernel.
-        calls: how many.
-        seconds: the sum of their times.
-        flops: additions and multiplications of convolutions and matrix products; other operators count none.
-        moved: bytes of all their arguments and results, each read or written once; views move nothing.
+        name: name of the operator; for a convolution with its kernel size.
+        calls: number of calls.
+        seconds: total time.
+        flops: additions and multiplications of convolutions and matrix products; 0 for other operators.
+        moved: bytes of all arguments and results, each read or written once; 0 for views.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Kind:
     moved: int = 0
 
     def limit(self, ceiling: float, bandwidth: float) -> tuple[float, str]:
-        """Return the seconds that the machine needs at least, by the roofline model, and what limits it."""
+        """Return the minimum time in seconds by the roofline model, and the limiting resource."""
         return max((self.flops / ceiling, "compute"), (self.moved / bandwidth, "memory"))
 
 
 def profiles(cases: Sequence[Case], repeats: int) -> Iterator[str]:
-    """Profile cases, each in a process of its own, and yield each one's table with a title.
+    """Profile cases, each in its own process, and yield a table with a title for each.
 
     Args:
-        cases: :func:`~mmcare.benchmark.cases.plan`'s, all on one device and none compiled.
-        repeats: passes of each.
+        cases: from :func:`~mmcare.benchmark.cases.plan`, all on one device and none compiled.
+        repeats: passes of each case.
 
     Raises:
-        UserError: there is not enough memory, or torch has nothing to profile with.
+        UserError: there is not enough memory, or torch does not support profiling.
     """
     ceiling, bandwidth = limits(cases[0].device, repeats)
     for case in cases:
@@ -68,20 +68,20 @@ def profiles(cases: Sequence[Case], repeats: int) -> Iterator[str]:
 
 def _profile_case(case: Case, repeats: int) -> list[Kind]:
     step = Step(case, resolve(case.subject))
-    with memory_errors_told(case):
+    with report_out_of_memory(case):
         return profile(step, case.device, repeats)
 
 
 def profile(step: Callable[[], None], device: str, repeats: int) -> list[Kind]:
-    """Return the kinds of operators that a pass calls, the slowest first; times are medians of repeated passes.
+    """Return the kinds of operators that a pass calls, slowest first; times are medians over repeated passes.
 
     Args:
         step: runs the pass eagerly.
         device: ``"cpu"`` or ``"cuda"``.
-        repeats: passes.
+        repeats: number of passes.
 
     Raises:
-        UserError: this version of torch has nothing to profile with.
+        UserError: this version of torch does not support profiling.
     """
     step()
     passes = [_operators(step, device) for _ in range(repeats)]
@@ -97,14 +97,14 @@ def profile(step: Callable[[], None], device: str, repeats: int) -> list[Kind]:
 
 
 def _operators(step: Callable[[], None], device: str) -> list[Kind]:
-    """Run a pass and return each of its operators' calls in their order."""
+    """Run a pass and return its operator calls in order."""
     if TorchDispatchMode is None:
-        raise UserError(f"torch {torch.__version__} does not show its operators: profile with another version")
+        raise UserError(f"torch {torch.__version__} does not expose its operator calls: use another version to profile")
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
             kwargs = kwargs or {}
-            with self:  # what is made of other operators is recorded as those
+            with self:  # composite operators are recorded as their parts
                 if (decomposed := operator.decompose(*args, **kwargs)) is not NotImplemented:
                     return decomposed
             results: list[Any] = []
@@ -123,7 +123,7 @@ def _operators(step: Callable[[], None], device: str) -> list[Kind]:
 
 
 _FUSED = {"mkldnn::_convolution_pointwise": 1, "mkldnn::_convolution_pointwise_.binary": 2}
-"""oneDNN's convolutions that do more, by name, and where among their arguments the weight is."""
+"""The position of the weight among the arguments of oneDNN's fused convolutions, by operator."""
 
 
 def _flops(operator: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
@@ -154,7 +154,7 @@ def _name(operator: Any, args: Sequence[Any]) -> str:
 
 
 def limits(device: str, repeats: int) -> tuple[float, float]:
-    """Measure the machine's ceiling in operations per second and its memory's speed in bytes per second."""
+    """Measure the machine's compute ceiling in operations per second and its memory bandwidth in bytes per second."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     calls = [ceiling_product(device), lambda: target.copy_(source)]
@@ -163,18 +163,18 @@ def limits(device: str, repeats: int) -> tuple[float, float]:
 
 
 def profile_table(kinds: Sequence[Kind], ceiling: float, bandwidth: float) -> str:
-    """Return a profile as a table to read.
+    """Return a profile as a text table.
 
     Args:
-        kinds: :func:`profile`'s.
-        ceiling, bandwidth: :func:`limits`'s.
+        kinds: from :func:`profile`.
+        ceiling, bandwidth: from :func:`limits`.
     """
     total = Kind("all", *(sum(getattr(kind, key) for kind in kinds) for key in ("calls", "seconds", "flops", "moved")))
     header = ("operator", "time", "share", "calls", "GFLOP", "MB", "FLOP/byte", "limit", "of limit")
     cells = []
     for kind in (*kinds, total):
         least, bound = kind.limit(ceiling, bandwidth)
-        if kind is total:  # whose limit is what its kinds need one after the other
+        if kind is total:  # the limit of the total is the sum of its kinds' limits
             least, bound = sum(kind.limit(ceiling, bandwidth)[0] for kind in kinds), ""
         cells.append(
             (
@@ -192,5 +192,5 @@ def profile_table(kinds: Sequence[Kind], ceiling: float, bandwidth: float) -> st
     table = tabulate(cells, header, disable_numparse=True, colalign=("left", *["right"] * (len(header) - 1)))
     return (
         f"{table}\nlimit: {ceiling / 1e9:.0f} GFLOP/s in a large float32 matrix product, {bandwidth / 1e9:.1f} GB/s in "
-        "a large copy, both measured beside it; what fits the caches may beat the second."
+        "a large copy, both measured in this run; operators on maps in the caches may exceed the second."
     )

@@ -1,4 +1,4 @@
-"""A case made ready to run: its model in the form that it asks for, its images, and the pass to measure."""
+"""Steps: cases prepared to run, each with its model in the requested form, its images, and the pass to measure."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..memory import keep_everything
 from .cases import Case
 from .counting import image_channels, padded_shape
 from .forms import KEPT_SHARE, check_form
-from .memory import memory_errors_told
+from .memory import report_out_of_memory
 from .private import activation_budget, frozen_weights, lift_recompile_limits
 from .subjects import Subject
 
 
 class Step:
-    """What a case runs: called, a forward pass, or a forward and a backward pass.
+    """A callable that runs a case: a forward pass, in training with a backward pass.
 
     Args:
-        case: what to run.
-        subject: the case's.
+        case: the case to run.
+        subject: the subject of the case.
 
     Raises:
-        UserError: there is not enough memory, or torch lacks what the form needs.
+        UserError: there is not enough memory, or torch lacks a feature that the form needs.
     """
 
     def __init__(self, case: Case, subject: Subject) -> None:
@@ -40,7 +40,7 @@ class Step:
             keep_freed_memory()
         model = in_form(subject.model, self.steps, case.device, case.training)
         self.model = model if case.part == "whole" else getattr(model, "backbone", model)
-        with memory_errors_told(case):
+        with report_out_of_memory(case):
             self.images = self._random_images()
             self.prepare_run()
         self.gradients: list[Tensor] | None = None
@@ -58,7 +58,7 @@ class Step:
 
     def prepare_run(self) -> None:
         """Apply the steps that change how a model is run."""
-        # A detector's own forward pass, without the loss and without what makes boxes of its maps
+        # For a detector or segmentor, the forward pass of the network: no loss and no postprocessing.
         self.run: Callable[[Tensor], Any] = (
             partial(self.model, mode="tensor") if self.case.part == "whole" else self.model
         )
@@ -68,20 +68,20 @@ class Step:
             self.run = _recorded(self.run, self.images)
 
     def _compile(self) -> None:
-        """Compile the pass for one size, so that no subject pays for the others' sizes."""
+        """Compile the pass for one size, as other subjects' sizes must not make its graph dynamic."""
         lift_recompile_limits()
         options, setting = None, nullcontext()
         if not self.case.training:
             setting = frozen_weights()
         elif "memory-budget" in self.steps:
-            # The option changes nothing, but by having one of its own this form is not given another's graph.
+            # The option has no effect, but prevents torch from reusing the graph of another form.
             options, setting = {"freezing": False}, activation_budget(KEPT_SHARE)
         self.run = torch.compile(self.run, dynamic=False, options=options)
         with setting:
             self.forward()
 
     def forward(self) -> list[Tensor]:
-        """Return the maps of the forward pass, in training with their graph."""
+        """Return the outputs of the forward pass, in training with their autograd graph."""
         training = self.case.training
         with ExitStack() as contexts:
             contexts.enter_context(torch.inference_mode(not training))
@@ -106,7 +106,7 @@ class Step:
 
 
 def in_form(model: nn.Module, steps: Sequence[str], device: str, training: bool) -> nn.Module:
-    """Return a copy of a model, changed as a form's steps change a model, in the mode in which it is measured."""
+    """Return a copy of a model with the steps of a form applied, in training or eval mode."""
     model = reparameterize(model) if "reparameterized" in steps else copy.deepcopy(model)
     if "bf16" in steps and not training:
         model = model.to(torch.bfloat16)
@@ -116,9 +116,9 @@ def in_form(model: nn.Module, steps: Sequence[str], device: str, training: bool)
     model.train(training)
     for module in model.modules():
         if hasattr(module, "running_mean"):
-            module.eval()  # frozen norms, as detectors are trained
+            module.eval()  # frozen norms, as in detector training
         elif isinstance(module, DropPath):
-            module.drop_prob = 0.0  # or each call would compute something else
+            module.drop_prob = 0.0  # otherwise each call would compute something else
     return model
 
 
@@ -132,11 +132,11 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
 
 
 def _recorded(run: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], Any]:
-    """Return what replays a CUDA graph of the pass for these very images."""
+    """Record a CUDA graph of the pass for these images, and return a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(3):  # what is set up in the first calls must not be recorded
+        for _ in range(3):  # the setup work of the first calls must not be recorded
             run(images)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""What can be measured: models, by the names that the command lines give them."""
+"""Subjects: the models that can be measured, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "backbone": (512
 
 @dataclass
 class Subject:
-    """A model to be measured, built once; each of its forms is made from a copy.
+    """A model to measure, built once; each form is made from a copy.
 
     Attributes:
-        name: as the user gave it.
-        model: in eval mode, with random weights.
-        shape: the usual height and width of an image for it.
+        name: the name that the user gave.
+        model: the model in eval mode, with random weights.
+        shape: its usual image height and width.
     """
 
     name: str
@@ -37,61 +37,62 @@ class Subject:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is one of our backbones, or has one."""
+        """Whether it is an mmcare backbone, or has one."""
         return isinstance(getattr(self.model, "backbone", self.model), PyramidBackbone)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What of it is measured: of a detector the whole and its backbone alone, which shows what the head costs."""
+        """The parts to measure: of a detector or segmentor also the backbone alone, to show the cost of the rest."""
         return ("whole", "backbone") if hasattr(self.model, "backbone") else ("backbone",)
 
     def cost(self, part: str, height: int, width: int) -> tuple[int, int]:
-        """Return the parameters, and the MACs for one image of the size that the preprocessor pads this one to."""
+        """Return the parameters, and the MACs for one image after the preprocessor's padding."""
         rows = {name: (parameters, macs) for name, parameters, macs in count(self.model, height, width)}
         if part == "backbone":
             return rows["backbone"]
         rows.pop("whole model", None)
-        # An auxiliary head has parameters, but runs in the loss only.
+        # An auxiliary head has parameters, but runs only for the loss.
         macs = sum(macs for name, (_, macs) in rows.items() if name != "auxiliary_head")
         return sum(parameters for parameters, _ in rows.values()), macs
 
 
 def resolve(name: str) -> Subject:
-    """Build the subject of a name, with the same random weights each time.
+    """Build a subject by name, with the same random weights each time.
 
     Args:
         name: see :func:`build`; or ``CONFIG@PEER``, the config with that peer as its backbone.
 
     Raises:
-        UserError: there is nothing of that name, or it cannot be built or measured.
+        UserError: the name is unknown, or the model cannot be built or measured.
     """
     torch.manual_seed(0)
     config, at, peer = name.partition(".py@")
     model, shape = _build_with_peer(name, f"{config}.py", peer) if at else build(name)
     if hasattr(model, "roi_head"):
-        raise UserError(f"{name} has two stages, whose cost depends on what is in the image: give a one-stage detector")
-    _unsettle(model)
+        raise UserError(f"{name} has two stages, so its cost depends on the image: give a one-stage detector")
+    _randomize_norms(model)
     return Subject(name, model, shape)
 
 
 def build(name: str, cfg_options: Mapping[str, Any] | None = None) -> tuple[nn.Module, tuple[int, int]]:
-    """Build the model of a name.
+    """Build a model by name.
 
     Args:
         name: a config file; a backbone as ``TYPE:ARCH``, ``TYPE:ARCH,KEY=VALUE`` or ``TYPE:KEY=VALUE``; or one of
             :data:`~mmcare.benchmark.peers.PEERS`.
-        cfg_options: settings of the config to change, as ``--cfg-options`` has them.
+        cfg_options: settings of the config to change, as for ``--cfg-options``.
 
     Returns:
-        The model in eval mode, and the usual height and width of an image for it.
+        The model in eval mode, and its usual image height and width.
 
     Raises:
-        UserError: there is no such config or backbone, it cannot be built, or it has no settings to change.
+        UserError: the config or backbone does not exist or cannot be built, or ``cfg_options`` are given for a
+            backbone.
     """
     if name.endswith(".py"):
         return _build_config(name, cfg_options)
     if cfg_options:
-        raise UserError(f"--cfg-options changes a config, which {name} is not: give one, or leave the option out")
+        raise UserError(f"--cfg-options needs a config, and {name} is not one: give a config, or omit the option")
     settings = PEERS[name] if name in PEERS else _settings(name)
     return _build_backbone(name, settings), SHAPES["backbone"]
 
@@ -103,15 +104,15 @@ def _build_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> tu
     init_default_scope(cfg.default_scope)
     with explain_config_faults(cfg, splits=()):
         model = MODELS.build(cfg.model)
-    model.eval()  # not in one expression, as some frameworks' train() returns nothing
+    model.eval()  # a separate statement, as some frameworks' train() returns None
     return model, SHAPES[task_of(cfg)]
 
 
 def _build_with_peer(name: str, config: str, peer: str) -> tuple[nn.Module, tuple[int, int]]:
     if peer not in PEERS:
-        raise UserError(f"{name} asks for the backbone {peer!r}: those to put into a config are {', '.join(PEERS)}")
+        raise UserError(f"{name} names the unknown backbone {peer!r}: choose one of {', '.join(PEERS)}")
     own, _ = build(config)
-    # A config may leave the first of the four maps out
+    # A config may omit the first of the four maps.
     indices = [PEERS[peer]["out_indices"][i] for i in getattr(own.backbone, "out_indices", range(4))]
     settings = dict(PEERS[peer], out_indices=indices)
     with torch.no_grad():
@@ -126,8 +127,8 @@ def _build_backbone(name: str, settings: Mapping[str, Any]) -> nn.Module:
     kind = settings["type"]
     try:
         found = MODELS.get(kind)
-    except ImportError as error:  # of an mm package that is not installed
-        raise UserError(f"{name} cannot be built, for {kind} cannot be imported: {error}") from error
+    except ImportError as error:  # an mm package is not installed
+        raise UserError(f"{name} cannot be built, as {kind} cannot be imported: {error}") from error
     if found is None:
         raise UserError(
             f"{name} is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1, or one of "
@@ -151,7 +152,7 @@ def _settings(name: str) -> dict[str, Any]:
             settings["arch"] = part
             continue
         if not equals or not key.isidentifier():
-            raise UserError(f"{name} has {part!r} where KEY=VALUE is wanted: give such as mmcare.CARE:s1,with_cp=True")
+            raise UserError(f"{name} has {part!r} instead of KEY=VALUE: give, for example, mmcare.CARE:s1,with_cp=True")
         try:
             settings[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -159,8 +160,8 @@ def _settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def _unsettle(model: nn.Module) -> None:
-    """Give norms and layer scales values as of a training, so that a form that treats them wrongly shows."""
+def _randomize_norms(model: nn.Module) -> None:
+    """Give norms and layer scales values as after training, so that a form that handles them incorrectly is noticed."""
     with torch.no_grad():
         for module in model.modules():
             if getattr(module, "running_mean", None) is not None:

@@ -1,4 +1,4 @@
-"""A run's results as rows: written to a CSV file, read from it, printed as a table, and compared where that is fair."""
+"""The results of a run as rows: CSV files, text tables, and comparisons within a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from ..files import write_file
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one subject in one form at one size. Times are in seconds, memory in bytes.
+    """The measurements of one subject in one form at one size. Times are in seconds, memory in bytes.
 
     Attributes:
-        run: names the run; only rows of the same run may be compared.
+        run: name of the run; only rows of the same run may be compared.
         machine: processor, threads and versions.
-        subject, part, form, mode: what was measured; ``part`` is whole or backbone, ``mode`` inference or training.
-        batch, height, width: of the images, before padding.
-        parameters: of the part.
+        subject, form: what was measured.
+        part: whole or backbone.
+        mode: inference or training.
+        batch, height, width: size of the images, before padding.
+        parameters: number of parameters of the part.
         macs: multiply-accumulates of the part's forward pass for one image.
-        repeats: how often it was timed.
-        median, p10, p90: of the time for a batch.
-        peak: memory allocated at the same time, without weights and images.
-        kept: what the forward pass keeps for the backward pass; None in inference.
+        repeats: number of timed calls.
+        median, p10, p90: median and percentiles of the time for a batch.
+        peak: peak memory without weights and images.
+        kept: memory that the forward pass stores for the backward pass; None in inference.
         ceiling: operations per second of a large float32 matrix product in the same run, two for each MAC.
-        difference: the largest relative difference of a map from the plain form's, or without it the first form's;
-            None of that form itself.
+        difference: the largest relative difference of a map from the plain form's, or from the first form's if there
+            is no plain form; None for that form itself.
     """
 
     run: str
@@ -63,8 +65,8 @@ class Row:
     def share(self) -> float:
         """The part's operations per second, as a share of the ceiling.
 
-        A training step counts three times the forward pass: the backward pass has one product for the gradient of the
-        map and one for that of the weights. What is computed again to save memory does not count.
+        A training step counts as three forward passes: the backward pass has one product for the gradient of the map
+        and one for that of the weights. Recomputation does not count.
         """
         passes = 3 if self.mode == "training" else 1
         return 2 * self.macs * passes * self.batch / self.median / self.ceiling
@@ -76,7 +78,7 @@ class Row:
 
     @property
     def setting(self) -> tuple[object, ...]:
-        """What two rows must have in common, besides the run, for a ratio of their times to mean something."""
+        """The attributes, besides the run, that two rows must share to be comparable."""
         return (self.part, self.mode, self.batch, self.height, self.width)
 
     def __str__(self) -> str:
@@ -84,10 +86,10 @@ class Row:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write a file whole or not at all, and never over another.
+    """Write a CSV file atomically, and never over another file.
 
     Raises:
-        UserError: there is a file of that name, or it cannot be written.
+        UserError: the file exists or cannot be written.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
@@ -99,10 +101,10 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Return the rows of a run's file.
+    """Read the rows of a CSV file.
 
     Raises:
-        UserError: it is not there, or not such a file.
+        UserError: the file cannot be read, or was not written by :func:`write_csv`.
     """
     convert = {"int": int, "float": float, "str": str}
     kinds = {field.name: str(field.type).split(" | ") for field in fields(Row)}
@@ -121,24 +123,24 @@ def read_csv(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is not a file that tools/benchmark.py has written: {error}") from error
+        raise UserError(f"{path} was not written by tools/benchmark.py: {error}") from error
     if not rows:
-        raise UserError(f"{path} has no measurement in it: give another file")
+        raise UserError(f"{path} has no measurements: give another file")
     return rows
 
 
 def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> list[float | None]:
-    """Return how many times as fast as its baseline each row is, by the medians.
+    """Return the speed of each row relative to its baseline, as a ratio of the medians.
 
     Args:
-        rows: of one run or of several.
+        rows: rows of one or more runs.
         baseline: subject and form to compare with; None for the plain form of the same network.
 
     Returns:
-        A ratio for each row; None where the baseline was not measured in that setting.
+        A ratio for each row; None if the baseline was not measured in that setting.
 
     Raises:
-        UserError: the baseline was measured in another run than the row, or nowhere.
+        UserError: the baseline was measured in another run than the row, or not at all.
     """
     ratios: list[float | None] = []
     for row in rows:
@@ -147,24 +149,24 @@ def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> li
         same_run = [other for other in found if other.run == row.run]
         if found and not same_run:
             raise UserError(
-                f"{row} was measured in the run {row.run} and {found[0]} in the run {found[0].run}, and a ratio of two "
-                "runs is not printed: measure both in one run"
+                f"{row} was measured in the run {row.run} and {found[0]} in the run {found[0].run}, and times of "
+                "different runs are not comparable: measure both in one run"
             )
         ratios.append(same_run[0].median / row.median if same_run else None)
     if baseline and not any(ratios):
         raise UserError(
-            f"the baseline {' in the form '.join(baseline)} is not among what was measured: "
+            f"the baseline {' in the form '.join(baseline)} was not measured: "
             f"choose from {', '.join(dict.fromkeys(f'{row.subject} {row.form}' for row in rows))}"
         )
     return ratios
 
 
 def only_run(rows: Sequence[Row], purpose: str) -> None:
-    """Raise UserError if the rows are of more than one run."""
+    """Raise UserError if the rows are from more than one run."""
     runs = list(dict.fromkeys(row.run for row in rows))
     if len(runs) > 1:
         raise UserError(
-            f"{purpose} compares its points, and these are of the runs {', '.join(runs)}: give the file of one run"
+            f"{purpose} compares rows of one run, but these are from the runs {', '.join(runs)}: give the file of one"
         )
 
 
@@ -173,7 +175,7 @@ _FIGURES = ("params", "GMACs", "median", "p10", "p90", "img/s", "peak", "kept", 
 
 
 def text_table(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> str:
-    """Return the rows as tables to read, one for each run and setting, with :func:`speedups`'s ratios."""
+    """Return the rows as text tables, one for each run and setting, with the ratios of :func:`speedups`."""
     groups: dict[str, list[tuple[str, ...]]] = {}
     for row, ratio in zip(rows, speedups(rows, baseline), strict=True):
         title = f"{row.mode}, batch {row.batch}, {row.height}×{row.width}; run {row.run} on {row.machine}"
@@ -185,7 +187,7 @@ def text_table(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> 
         for title, cells in groups.items()
     ]
     return "\n\n".join(
-        (*tables, f"speed: times as fast as {against}; ceiling: share of the speed of a large float32 matrix product.")
+        (*tables, f"speed: relative to {against}; ceiling: share of the speed of a large float32 matrix product.")
     )
 
 

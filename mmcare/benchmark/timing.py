@@ -1,4 +1,4 @@
-"""What is measured of steps: the time of all of them side by side, and what else there is to know of each."""
+"""Measurement of steps: interleaved timing, and memory and output differences."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .memory import kept_for_backward, memory_errors_told, peak_memory
+from .memory import kept_for_backward, peak_memory, report_out_of_memory
 from .steps import Step
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}
-"""Side of the square matrices whose float32 product gives a device's ceiling: far more work than traffic."""
+"""Side of the square matrices whose float32 product gives a device's ceiling; large enough to be compute-bound."""
 
 
 def ceiling_product(device: str) -> Callable[[], None]:
-    """Return a large float32 matrix product to call, whose operations are :func:`product_flops`."""
+    """Return a function that computes a large float32 matrix product, with :func:`product_flops` operations."""
     side = PRODUCT[device]
     left, right = (torch.ones(side, side, device=device) for _ in range(2))
     out = torch.empty(side, side, device=device)
@@ -35,7 +35,7 @@ def product_flops(device: str) -> int:
 
 
 def timed(call: Callable[[], None], device: str) -> float:
-    """Return the seconds that one call takes."""
+    """Return the time of one call in seconds."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -50,7 +50,7 @@ def timed(call: Callable[[], None], device: str) -> float:
 
 
 def timed_again(call: Callable[[], None], device: str) -> float:
-    """Return the seconds of a call after an untimed one, which brings its weights into the caches."""
+    """Return the time of a call in seconds, after an untimed call that brings the weights into the caches."""
     call()
     return timed(call, device)
 
@@ -61,18 +61,18 @@ def interleaved(
     warmup: int,
     after_round: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
-    """Time calls that are to be compared round by round, so that what slows the machine for a while slows all of them.
+    """Time several calls round by round, so that a temporary slowdown of the machine affects all of them.
 
-    Each round takes them in another order.
+    The order changes from round to round.
 
     Args:
-        clocks: each calls what is to be timed and returns the seconds; see :func:`timed_again`.
-        repeats: rounds, and so times of each.
-        warmup: rounds before those, which do not count.
-        after_round: called after each round that counts.
+        clocks: functions that run a call and return its time in seconds; see :func:`timed_again`.
+        repeats: number of timed rounds.
+        warmup: number of untimed rounds before them.
+        after_round: called after each timed round.
 
     Returns:
-        Each one's seconds, a list of ``repeats``.
+        A list of ``repeats`` times in seconds for each clock.
     """
     order = list(range(len(clocks)))
     shuffle = random.Random(0).shuffle
@@ -94,12 +94,12 @@ def relative_difference(outputs: Sequence[Tensor], reference: Sequence[Tensor]) 
 
 @dataclass(frozen=True)
 class Findings:
-    """What does not vary from call to call.
+    """Measurements that do not vary from call to call.
 
     Attributes:
         peak: see :func:`peak_memory`.
         kept: see :func:`kept_for_backward`; None in inference.
-        difference: see :func:`relative_difference`; None of the form that the others are compared with.
+        difference: see :func:`relative_difference`; None for the form that the others are compared with.
     """
 
     peak: int
@@ -108,23 +108,23 @@ class Findings:
 
 
 def examine(step: Step, reference: Sequence[Tensor] | None) -> tuple[Findings, list[Tensor]]:
-    """Measure all of a step but its time.
+    """Measure everything of a step except its time.
 
     Args:
-        step: what to run.
-        reference: the maps to compare its maps with, if any.
+        step: the step.
+        reference: maps to compare its maps with, if any.
 
     Returns:
-        What does not vary from call to call, and the maps in float32.
+        The findings, and the step's maps in float32.
 
     Raises:
         UserError: there is not enough memory.
     """
-    with memory_errors_told(step.case):
+    with report_out_of_memory(step.case):
         outputs = [output.detach().float().cpu() for output in step.forward()]
         difference = None if reference is None else relative_difference(outputs, reference)
         step()
-        # The replay of a CUDA graph allocates nothing: its recording does.
+        # Replaying a CUDA graph allocates nothing, but recording it does.
         peak = peak_memory(step.prepare_run if "cuda-graph" in step.steps else step, step.case.device)
         kept = kept_for_backward(step.forward, step.model) if step.case.training else None
     return Findings(peak, kept, difference), outputs

@@ -7,7 +7,7 @@ from mmcare.benchmark.table import Row
 
 @pytest.fixture(scope="session")
 def make_row():
-    """A row with CARE s1's figures, but for those that are given."""
+    """Make a row with CARE s1's figures, some of them replaced."""
 
     def make_row(**changes):
         settings = dict(subject="mmcare.CARE:s1", part="backbone", form="plain", mode="inference", batch=1, height=512)
@@ -20,7 +20,7 @@ def make_row():
 
 @pytest.fixture(scope="session")
 def make_steps():
-    """What a run measures of a subject, in this process."""
+    """Make the steps of a run for a subject, in this process."""
 
     def make_steps(subject, forms, shape=(32, 32), batch=1, training=False):
         return [Step(case, subject) for case in plan([subject], forms, batch, [shape], "cpu", training)]

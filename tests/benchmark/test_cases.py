@@ -1,4 +1,4 @@
-"""What a run measures: the forms of a subject that it has, the plain one first, at sizes that it takes."""
+"""The cases of a run: the forms that a subject has, plain first, at sizes that it accepts."""
 
 import pytest
 

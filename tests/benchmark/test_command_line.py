@@ -1,4 +1,4 @@
-"""tools/benchmark.py: one run, one table; what it refuses, it refuses in a sentence."""
+"""tools/benchmark.py: one table for each run, and one sentence for each user error."""
 
 import csv
 import re
@@ -17,9 +17,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def tool(monkeypatch, in_process, tmp_path):
-    """Runs the tool in this process and an empty folder; returns its exit status and what it printed."""
+    """Run the tool in this process and an empty folder; return its exit status and its output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(timing.PRODUCT, "cpu", 64)  # the machine's true ceiling matters to nobody here
+    monkeypatch.setitem(timing.PRODUCT, "cpu", 64)  # the machine's true ceiling does not matter here
     return partial(in_process, load_tool("benchmark").main, "benchmark.py")
 
 
@@ -37,7 +37,7 @@ def test_one_run_one_table(tool, tmp_path):
     medians = {(record["subject"], record["form"], record["height"]): float(record["median"]) for record in records}
     printed = [line.split() for line in said.out.splitlines() if line.split()[:1] in [[name] for name in names]]
     assert len(printed) == len(records)
-    records.sort(key=lambda record: record["height"])  # the table has what may be compared together
+    records.sort(key=lambda record: record["height"])  # the table groups comparable rows
     for cells, record in zip(printed, records, strict=True):
         key = record["subject"], record["form"], record["height"]
         if key[0] == "mobilenetv2":
@@ -55,7 +55,7 @@ def test_one_run_one_table(tool, tmp_path):
 
     status, said = tool("--compare", "rows.csv", "--baseline", "mobilenetv2", "eager")
     assert status == 0
-    assert "speed: times as fast as mobilenetv2 eager" in said.out
+    assert "speed: relative to mobilenetv2 eager" in said.out
 
 
 def test_two_runs_are_not_compared(tool, tmp_path, make_row):
@@ -63,7 +63,7 @@ def test_two_runs_are_not_compared(tool, tmp_path, make_row):
     write_csv([make_row(form="eager", run="two")], tmp_path / "eager.csv")
     status, said = tool("--compare", "plain.csv", "eager.csv")
     assert status == 2
-    assert re.fullmatch(r"error: mmcare.CARE:s1 \(eager.* a ratio of two runs is not printed: .*\n", said.err)
+    assert re.fullmatch(r"error: mmcare.CARE:s1 \(eager.* times of different runs are not comparable: .*\n", said.err)
     assert not said.out
 
 
@@ -99,7 +99,7 @@ def test_profile(tool):
     first, _, *kinds, total, limit, _ = (line.split() for line in said.out.splitlines()[1:])
     assert first[0] == "operator"
     flops = sum(float(cells[cells.index("ms") + 3]) for cells in kinds)
-    # 2.85 GMACs at 512²; each is two operations
+    # 2.85 GMACs at 512², two operations each
     assert flops == pytest.approx(2 * 2.85 * (32 / 512) ** 2, rel=0.05)
     assert total[0] == "all"
     assert limit[0] == "limit:"
@@ -108,47 +108,50 @@ def test_profile(tool):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give either what to measure, such as mmcare.CARE:s1, or --compare"),
+        ([], "give either subjects, such as mmcare.CARE:s1, or --compare"),
         (
             ["resnet51"],
             "resnet51 is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1, or one of",
         ),
         (["mmcare.CARE:s9"], "CARE has no arch 's9'"),
         (["nix.py"], "there is no config nix.py"),
-        (["detector.py@resnet51"], "detector.py@resnet51 asks for the backbone 'resnet51': those to put into a config"),
+        (
+            ["detector.py@resnet51"],
+            "detector.py@resnet51 names the unknown backbone 'resnet51': choose one of resnet50",
+        ),
         ([f"{CONFIGS}/detection/mask_rcnn_care_s1.py"], f"{CONFIGS}/detection/mask_rcnn_care_s1.py has two stages"),
         (["resnet50", "resnet50"], "resnet50 is given twice"),
         (["resnet50", "--forms", "fast"], "there is no form 'fast': give eager, or one or more of plain, reparam"),
-        (["resnet50", "--forms", "plain"], "none of the forms plain is one of resnet50's: it is not ours, give eager"),
+        (["resnet50", "--forms", "plain"], "resnet50 is not an mmcare model, so it has none of the forms plain: give"),
         (
             ["resnet50", "--forms", "plain+reparameterized"],
             "there is no form 'plain+reparameterized': a network is either",
         ),
         (["resnet50", "--forms", "reparameterized", "--train"], "the form 'reparameterized' is for inference"),
-        (["resnet50", "--forms", "cuda-graph"], "the form 'cuda-graph' is not possible: cuda-graph records"),
-        (["resnet50", "--forms", "compiled+memory-budget"], "the form 'compiled+memory-budget' is not possible"),
-        (["resnet50", "--forms", "memory-budget", "--train"], "the form 'memory-budget' is not possible: memory"),
+        (["resnet50", "--forms", "cuda-graph"], "the form 'cuda-graph' is not available: cuda-graph excludes"),
+        (["resnet50", "--forms", "compiled+memory-budget"], "the form 'compiled+memory-budget' is not available"),
+        (["resnet50", "--forms", "memory-budget", "--train"], "the form 'memory-budget' is not available: memory"),
         (
             ["resnet50", "--forms", "keep-freed-memory", "--device", "cuda"],
-            "the form 'keep-freed-memory' is not possible: keep-freed-memory changes a whole process, and on --device",
+            "the form 'keep-freed-memory' is not available: keep-freed-memory is process-wide, and on --device cuda",
         ),
-        (["resnet50", "--forms", "compiled", "--profile"], "compiled has no operators of its own to profile"),
+        (["resnet50", "--forms", "compiled", "--profile"], "compiled runs as one graph, without operators to profile"),
         (["mmcare.CARE:s0", "--shape", "16"], "CARE takes images of shape (B, 3, H, W) with H and W of at least 32"),
         (["mmcare.CARE:s0", "--shape", "1", "2", "3"], "--shape takes one or two sides of an image"),
-        (["mmcare.CARE:s0", "--sizes", "64", "64"], "--sizes takes sides of images, in pixels, each once, not 64 64"),
+        (["mmcare.CARE:s0", "--sizes", "64", "64"], "--sizes takes different image sides in pixels, not 64 64"),
         (
             ["mmcare.CARE:s0", "--forms", "eager", "--shape", "400000"],
             "mmcare.CARE:s0 (eager) at 400000×400000 needs more memory than",
         ),
-        (["mmcare.CARE:s0", "--repeats", "0"], "--repeats is at least 1, not 0"),
+        (["mmcare.CARE:s0", "--repeats", "0"], "--repeats must be at least 1, not 0"),
         (
             ["mmcare.CARE:s0", "--baseline", "resnet50", "eager"],
             "the baseline resnet50 eager is not among the subjects",
         ),
-        (["mmcare.CARE:s0", "--profile", "--out", "a.csv"], "--out has no use with --profile"),
+        (["mmcare.CARE:s0", "--profile", "--out", "a.csv"], "--out has no effect with --profile"),
         (["--compare", "nix.csv"], "nix.csv cannot be read: No such file or directory"),
-        (["--compare", "other.csv"], "other.csv is not a file that tools/benchmark.py has written"),
-        (["--compare", "empty.csv"], "empty.csv has no measurement in it: give another file"),
+        (["--compare", "other.csv"], "other.csv was not written by tools/benchmark.py"),
+        (["--compare", "empty.csv"], "empty.csv has no measurements: give another file"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(tool, tmp_path, args, message):
@@ -164,4 +167,4 @@ def test_a_mistake_is_told_in_a_sentence(tool, tmp_path, args, message):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(tool):
     status, said = tool("resnet50", "--device", "cuda")
-    assert (status, said.err) == (2, "error: --device cuda needs a GPU, and this machine has none that torch can use\n")
+    assert (status, said.err) == (2, "error: --device cuda needs a GPU, and torch finds none on this machine\n")

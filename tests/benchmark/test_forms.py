@@ -1,4 +1,4 @@
-"""Forms: their names and where they are possible, and that a model in a form is what the name says."""
+"""Forms: their names, where they are available, and what they do to a model."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_the_default_forms_are_possible_where_they_are_measured():
 
 def test_freed_memory_is_not_kept_where_rows_share_a_process():
     with pytest.raises(
-        UserError, match="keep-freed-memory changes a whole process, and on --device cuda all rows share"
+        UserError, match="keep-freed-memory is process-wide, and on --device cuda all rows share a process"
     ):
         check_form("plain+keep-freed-memory", training=False, device="cuda")
 
@@ -71,7 +71,7 @@ def test_a_wrong_form_shows_in_the_difference(monkeypatch, make_steps):
 
 
 def operators(step):
-    """The names of the operators that a pass calls."""
+    """Return the names of the operators that a pass calls."""
     with torch.profiler.profile() as profiler:
         step()
     return {event.key for event in profiler.key_averages()}

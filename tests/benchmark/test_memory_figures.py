@@ -1,4 +1,4 @@
-"""What is allocated, and what is kept for the backward pass, is counted to the byte."""
+"""Peak memory and memory stored for the backward pass are counted to the byte."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mmcare.benchmark.timing import examine
 
 
 class Squares(nn.Module):
-    """A linear layer without bias, 4 → 8, squared twice: keeps the input, and two maps of which one is a view."""
+    """A linear layer without bias, 4 → 8, squared twice: stores the input, a map, and a view of that map."""
 
     def __init__(self):
         super().__init__()
@@ -21,9 +21,9 @@ class Squares(nn.Module):
 
 
 def test_what_is_kept_is_counted_to_the_byte():
-    model, images = Squares(), torch.rand(16, 4, requires_grad=True)  # so that the weights are kept as well
+    model, images = Squares(), torch.rand(16, 4, requires_grad=True)  # with gradients, so the weights are stored too
     assert kept_for_backward(lambda: model(images), model) == 4 * (16 * 4 + 16 * 8)
-    assert kept_for_backward(lambda: model(images[:8]), model) == 4 * (16 * 4 + 8 * 8)  # the storage is kept as a whole
+    assert kept_for_backward(lambda: model(images[:8]), model) == 4 * (16 * 4 + 8 * 8)  # a view counts its full storage
     with torch.no_grad():
         assert kept_for_backward(lambda: model(images), model) == 0
 
@@ -52,7 +52,7 @@ def test_memory_grows_with_the_batch_and_recomputing_saves_it(make_steps):
     assert large.peak == pytest.approx(2 * small.peak, rel=0.15)
     small, large = (find("mmcare.CARE:s0", batch, training=True) for batch in (1, 2))
     assert large.kept == pytest.approx(2 * small.kept, rel=0.05)
-    assert large.peak - small.peak > 0.5 * small.kept  # the weights' gradients stay the same
+    assert large.peak - small.peak > 0.5 * small.kept  # the gradients of the weights have the same size
     saving = find("mmcare.CARE:s0,with_cp=True", 2, training=True)
     assert saving.kept < 0.5 * large.kept
     assert saving.peak < large.peak

@@ -1,4 +1,4 @@
-"""The plain form is the authors' network: their outputs, their operations, and nothing that saves memory or time."""
+"""The plain form is the authors' network: the same outputs and operations, and no savings of memory or time."""
 
 from collections import Counter
 
@@ -51,7 +51,7 @@ def test_the_plain_form_gives_the_authors_outputs_and_the_trained_ones_gradients
 
 
 def operators(step):
-    """How often a pass calls each operator; convolutions of all kernels are one, views and allocations are left out."""
+    """Count the calls of each operator in a pass: convolutions of all kernels as one, without views and allocations."""
     calls = Counter()
     for kind in profile(step, "cpu", repeats=1):
         name = kind.name

@@ -1,4 +1,4 @@
-"""The plots show what was measured and what authors report."""
+"""The plots show the measurements and the published accuracy."""
 
 import re
 
@@ -31,7 +31,7 @@ def test_accuracy_is_what_the_authors_report_at_the_time_that_was_measured(make_
     assert list(zip(*line.get_data(), strict=True)) == [(50.0, 78.4), (100.0, 80.1)]
     lines = [list(zip(*line.get_data(), strict=True)) for line in box_ap.get_lines()]
     assert lines == [[(100.0, 40.9)], [(300.0, 41.2)]]
-    with pytest.raises(UserError, match="^no accuracy is known of what was measured"):
+    with pytest.raises(UserError, match="^no accuracy is known for these subjects"):
         draw_accuracy([make_row(subject="resnet50")])
 
 

@@ -1,4 +1,4 @@
-"""A torch that lacks a private name leads to a sentence, not to a stack trace."""
+"""If torch lacks a private name, the error is a sentence, not a stack trace."""
 
 import sys
 from types import ModuleType
@@ -18,11 +18,11 @@ def test_a_setting_that_torch_lacks(module, call, monkeypatch):
     with call():
         pass
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
-    with pytest.raises(UserError, match=rf"^torch [\d.+\w]+ has no {module}.\w+, which the form [\w-]+ sets: leave"):
+    with pytest.raises(UserError, match=rf"^torch [\d.+\w]+ has no {module}.\w+, which the step [\w-]+ needs: omit"):
         call()
 
 
 def test_a_torch_that_does_not_show_its_operators(monkeypatch):
     monkeypatch.setattr("mmcare.benchmark.profiling.TorchDispatchMode", None)
-    with pytest.raises(UserError, match="does not show its operators: profile with another version"):
+    with pytest.raises(UserError, match="does not expose its operator calls: use another version to profile"):
         profile(lambda: None, "cpu", repeats=1)

@@ -1,4 +1,4 @@
-"""Each case has a process of its own, with the threads asked for, and none outlives the benchmark."""
+"""Each case has its own process with the requested number of threads, and none outlives the benchmark."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_processes_and_their_end(monkeypatch):
         assert ask(first, case, threads) == 3
         with pytest.raises(UserError, match="^nix is neither a config"):
             ask(first, case, resolve, "nix")
-        with pytest.raises(UserError, match=r"^the process that measured mobilenetv2 \(eager\) at 32×32 was ended"):
+        with pytest.raises(UserError, match=r"^the process that measured mobilenetv2 \(eager\) at 32×32 was killed"):
             ask(first, case, os.kill, ask(first, case, os.getpid), signal.SIGKILL)
         assert ask(second, case, os.getpid) in found
     assert not any(is_running(pid) for pid in found)

@@ -1,4 +1,4 @@
-"""The profile counts operations and bytes of each operator, and says how far it is from the machine's limit."""
+"""The profile counts operations and bytes of each operator, and gives its distance from the machine's limit."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What can be measured, by name: backbones, configs and peers, alone and in a config."""
+"""Subjects by name: backbones, configs and peers, alone and in a config."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mmcare.benchmark import build, resolve
 @pytest.mark.stack
 @pytest.mark.parametrize(
     ("name", "parameters", "gmacs"),
-    # Million parameters of the backbones, and GMACs at 224²: 4.1, 4.4, 2.0 and 0.3 in their papers, with the classifier
+    # Million parameters of the backbone and GMACs at 224²; with the classifier the papers have 4.1, 4.4, 2.0 and 0.3.
     [("resnet50", 23.51, 4.09), ("swin-t", 27.52, 4.5), ("pvtv2-b1", 13.50, 2.1), ("mobilenetv2", 2.22, 0.30)],
 )
 def test_the_peers_are_what_their_papers_say(name, parameters, gmacs, make_steps):
@@ -53,7 +53,7 @@ def test_a_peer_gives_the_maps_that_the_config_takes(make_steps):
 def test_arguments_of_a_backbone_in_its_name():
     assert build("mmcare.CARE:s0,with_cp=True")[0].with_cp is True
     assert build("mmdet.ResNet:depth=18,style=caffe")[0].style == "caffe"
-    with pytest.raises(UserError, match=r"^mmcare.CARE:s0,2 has '2' where KEY=VALUE is wanted: give such as mmcare"):
+    with pytest.raises(UserError, match=r"^mmcare.CARE:s0,2 has '2' instead of KEY=VALUE: give, for example, mmcare"):
         build("mmcare.CARE:s0,2")
 
 

@@ -1,4 +1,4 @@
-"""A run's rows: their figures, their file, and that no ratio crosses two runs."""
+"""The rows of a run: their figures, their CSV file, and no ratios across runs."""
 
 from dataclasses import replace
 
@@ -40,9 +40,7 @@ def test_speed_is_relative_to_the_plain_form_of_the_same_network_and_setting(mak
     ]
     assert speedups(rows) == [1.0, 2.0, None, None, None]
     assert speedups(rows, ("swin-t", "eager")) == [0.5, 1.0, None, None, 1.0]
-    with pytest.raises(
-        UserError, match="^the baseline swin-t in the form plain is not among what was measured: choose"
-    ):
+    with pytest.raises(UserError, match="^the baseline swin-t in the form plain was not measured: choose"):
         speedups(rows, ("swin-t", "plain"))
 
 
@@ -50,16 +48,16 @@ def test_no_ratio_of_two_runs(make_row):
     apart = [make_row(), make_row(form="eager", median=0.05, run="two")]
     sentence = (
         r"^mmcare.CARE:s1 \(eager, backbone, inference\) at 512×512 was measured in the run two and mmcare.CARE:s1 "
-        r"\(plain, backbone, inference\) at 512×512 in the run one, and a ratio of two runs is not printed"
+        r"\(plain, backbone, inference\) at 512×512 in the run one, and times of different runs are not comparable"
     )
     with pytest.raises(UserError, match=sentence):
         text_table(apart)
-    # Each with a baseline of its own may stand in one table.
+    # Runs that each have a baseline may share a table.
     together = [*apart, make_row(run="two", median=0.2)]
     assert speedups(together) == [1.0, 4.0, 1.0]
     with pytest.raises(
-        UserError, match="^the plot of accuracy over time compares its points, and these are of the runs"
+        UserError, match="^the plot of accuracy over time compares rows of one run, but these are from the runs"
     ):
         draw_accuracy(together)
-    with pytest.raises(UserError, match="^the plot over sizes compares its points"):
+    with pytest.raises(UserError, match="^the plot over sizes compares rows of one run"):
         draw_sizes(together)

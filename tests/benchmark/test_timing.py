@@ -1,4 +1,4 @@
-"""Rounds are interleaved, and what is timed has just run."""
+"""Timing is interleaved, and each timed call follows an untimed one."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ def test_rounds_are_interleaved():
     orders = [tuple(called[start : start + 3]) for start in range(0, 18, 3)]
     assert all(sorted(order) == list("abc") for order in orders)
     assert len(set(orders)) > 1
-    assert sorted(sum(times, [])) == list(range(7, 19))  # those of the first two rounds are left out
+    assert sorted(sum(times, [])) == list(range(7, 19))  # without those of the first two rounds
     assert all(called[int(at) - 1] == name for name, own in zip("abc", times, strict=True) for at in own)
 
 

@@ -1,4 +1,4 @@
-"""docs/trials.py: the ways that it compares compute the same."""
+"""docs/trials.py: the variants that it compares compute the same."""
 
 import torch
 from helpers import ROOT, load_module, relative_error

@@ -1,4 +1,4 @@
-"""tools/get_flops.py: the figures of the papers and of hand calculation, and what it says of a mistake."""
+"""tools/get_flops.py: figures from the papers and from hand calculation, and error messages."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from mmcare import UserError
 from mmcare.benchmark import count
 from mmcare.models.care import LinearAttention
 
-# Million parameters, and GMACs at 224² and 512². CAS-ViT's GMACs count the classifier's heads too, at most 0.001.
+# Million parameters, and GMACs at 224² and 512². CAS-ViT's GMACs include the classifier's heads, at most 0.001.
 FIGURES = {
     "mmcare.CARE:s0": (5.29, 0.72, 3.74),
     "mmcare.CARE:s1": (7.55, 1.03, 5.36),
@@ -26,13 +26,13 @@ FIGURES = {
 
 @pytest.fixture
 def tool(monkeypatch, in_process):
-    """Runs the tool in this process, as the command line would; returns its exit status and what it printed."""
+    """Run the tool in this process, as the command line would; return its exit status and its output."""
     monkeypatch.chdir(ROOT)
     return partial(in_process, load_tool("get_flops").main, "get_flops.py")
 
 
 def figures(out):
-    """{part: (million parameters, GMACs)} of what the tool printed."""
+    """Return {part: (million parameters, GMACs)} from the tool's output."""
     rows = [line.rsplit(maxsplit=4) for line in out.splitlines() if line.endswith(" G")]
     return {name: (float(parameters), float(macs)) for name, parameters, _, macs, _ in rows}
 
@@ -57,7 +57,7 @@ def test_a_convolution_counts_its_products_once():
 def test_the_products_of_linear_attention_count():
     positions, width = 32 * 48, 3
     projection = width * 2 * width
-    context = 2 * width * width  # keys with values, and what comes of it with queries
+    context = 2 * width * width  # keys with values, and their product with the queries
     normalizer = width
     ((_, _, macs),) = count(LinearAttention(width, head_channels=width), 32, 48)
     assert macs == positions * (projection + context + normalizer)
@@ -105,7 +105,7 @@ def test_the_roi_heads_of_a_detector_count_for_all_regions(tool):
     assert rows["roi_head.bbox_head"][1] == pytest.approx(1000 * fully_connected / 1e9, abs=0.001)
     masks = 14 * 14 * (4 * 256 * 256 * 9 + 256 * 256 * 4) + 28 * 28 * 256 * 80
     assert rows["roi_head.mask_head"][1] == pytest.approx(100 * masks / 1e9, abs=0.001)
-    assert said.out.splitlines()[-1] == "RoI heads: for 1000 proposals and 100 masks, as many as the config allows"
+    assert said.out.splitlines()[-1] == "RoI heads: for 1000 proposals and 100 masks, the config's limits"
 
 
 def test_a_segmentor_is_counted_at_512_with_its_auxiliary_head(tool):
@@ -130,7 +130,7 @@ def test_the_users_options_change_what_is_counted(tool):
     assert status == 0
     rows = figures(said.out)
     assert rows["backbone"][0] == 5.286
-    # 9 anchors, each with a score for 20 classes and 4 numbers for a box, after four convolutions on either branch
+    # 9 anchors with 20 class scores and 4 box coordinates each, after four convolutions in each branch
     assert rows["bbox_head"][0] * 1e6 == pytest.approx((8 * 256 + 9 * (20 + 4)) * (256 * 9 + 1), abs=500)
 
 
@@ -144,7 +144,7 @@ def test_the_users_options_change_what_is_counted(tool):
         (["mmdet.ResNet:50"], "mmdet.ResNet:50 is not a backbone that an arch alone describes: give a config"),
         (["configs/nix.py"], "there is no config configs/nix.py: check the path"),
         (["configs/_base_/runtime/detection.py"], "configs/_base_/runtime/detection.py has no model"),
-        (["mmcare.CARE:s1", "--cfg-options", "a=1"], "--cfg-options changes a config, which mmcare.CARE:s1 is not"),
+        (["mmcare.CARE:s1", "--cfg-options", "a=1"], "--cfg-options needs a config, and mmcare.CARE:s1 is not one"),
         (
             ["configs/detection/retinanet_care_s1.py", "--cfg-options", "model.type=Nix"],
             "the config's model has type='Nix'",
@@ -168,6 +168,6 @@ def test_a_model_of_another_build_is_not_counted_in_part():
     model = nn.Module()
     model.backbone, model.query_head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
     with pytest.raises(
-        UserError, match=r"^query_head of a Module cannot be counted: give a model of a backbone, a neck"
+        UserError, match=r"^query_head of a Module cannot be counted: give a model with only a backbone, a neck"
     ):
         count(model, 32, 32)
