@@ -1,11 +1,11 @@
-# `make demo` and `make test` set up the virtual environment that they need, once.
+# `make demo` and `make test` first set up the virtual environment that they need.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format clean distclean
 
-# Asking the interpreter itself, as a version manager may put a python3.11 on the path that it refuses to run.
+# Run the interpreter to find it, as a version manager may put a python3.11 on the path that it refuses to run.
 PYTHON ?= $(shell python3.11 -c "import sys; print(sys.executable)" 2>/dev/null || echo python3)
 STACK ?= original
 TESTS = tests
@@ -21,27 +21,27 @@ LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_CONFIG := configs/detection/retinanet_care_s1.py
 DEMO := work_dirs/demo
-# bfloat16 saves time where the processor computes in it, and costs time where it does not.
+# bfloat16 saves time if the processor computes in it, and costs time otherwise.
 DEMO_AMP := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --amp)
 
 help:
 	@echo "make demo       train a detector on generated pictures, test it, draw its detections and curves"
-	@echo "make test       run the tests (TESTS=tests/test_stack.py for some of them, ARGS='-k name' for pytest)"
+	@echo "make test       run the tests (TESTS=tests/package for some of them, ARGS='-k name' for pytest options)"
 	@echo "make lint       check style and formatting; make format fixes them"
 	@echo "make setup      only set up the environment, $(VENV)"
-	@echo "make clean      remove caches and build leftovers; make distclean the environments too"
+	@echo "make clean      remove caches and build files; make distclean also removes the environments"
 	@echo
-	@echo "STACK=onedl runs any of them on OpenMMLab's maintained successors, in .venv-onedl."
+	@echo "STACK=onedl runs any of them on the maintained successors of OpenMMLab's packages, in .venv-onedl."
 
 setup: $(VENV)/.ready
 
-# A stamp is written last, so that an interrupted installation is begun again, and --clear begins it from nothing.
-# mmcv's operators compile without debugging symbols, and with a precompiled header where gcc takes one.
+# The stamp is written last, so an interrupted installation starts again, with --clear from scratch. mmcv's operators are
+# compiled without debugging symbols, and with a precompiled header if the compiler is gcc.
 $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(STACK).txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -r requirements/runtime.txt -r requirements/build.txt
 	@echo "Installing the $(STACK) stack; the first time on a machine, compiling mmcv's operators takes a few minutes."
-	@# Every fifth of ninja's counts [5/77] is progress enough: the compiler's own output is for the log.
+	@# Print every fifth of ninja's progress counts, such as [5/77]; the compiler's output goes to the log.
 	@CXX=$(CURDIR)/requirements/mmcv-c++.sh PRECOMPILED=$(CURDIR)/$(VENV)/precompiled CFLAGS=-g0 \
 	    $(PIP) install -v --no-build-isolation -r requirements/$(STACK).txt 2>&1 | tee $(LOG) \
 	    | sed -un -e 's/^ *Collecting \([^ (]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*[05]\/[0-9]*\]\).*/  compiled \1/p' \
@@ -66,12 +66,12 @@ demo: setup
 	@echo "Curves:     $(DEMO)/curves.png"
 	@echo "Checkpoint: $$(cat $(DEMO)/last_checkpoint)"
 
-# A process for each core, of one thread each: threads that wait for a core of another process take many times longer.
-# A file stays in one process, for what its tests share.
+# One process for each core, with one thread each: with more threads than cores, tests take many times longer.
+# The tests of a file run in one process, as they share fixtures.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS) $(ARGS)
 
-# Style needs ruff alone, in an environment of its own.
+# Linting needs only ruff, in a separate environment.
 .venv-lint/.ready: requirements/lint.txt
 	$(PYTHON) -m venv --clear .venv-lint
 	.venv-lint/bin/python -m pip --disable-pip-version-check install -q -r requirements/lint.txt

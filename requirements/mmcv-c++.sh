@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A C++ compiler for mmcv's operators, for CXX: c++ with a header precompiled that every one of the 77 sources includes.
+# A C++ compiler for mmcv's operators, for CXX: c++ with a precompiled header that all of the 77 sources include.
 #
-# Each source parses all of torch's headers, which takes several times as long as compiling it. The first compilation
-# precompiles mmcv's own pytorch_cpp_helper.hpp, which includes them, with the very flags of the sources; gcc takes the
-# result for the others. Where that is not possible, for whatever reason, this is plain c++.
+# Each source includes all of torch's headers, and parsing them takes several times as long as compiling the rest. The
+# first call precompiles mmcv's pytorch_cpp_helper.hpp, which includes them, with the flags of the sources; gcc then uses
+# the result for all sources. If this fails for any reason, the script is plain c++.
 set -u
 folder=${PRECOMPILED:?names a folder for the precompiled header}
 header=pytorch_cpp_helper.hpp
@@ -17,7 +17,7 @@ for ((i = 1; i <= $#; i++)); do
         *) flags+=("${!i}") ;;
     esac
 done
-if [[ -z $source ]]; then # it links, or is asked for its version
+if [[ -z $source ]]; then # linking, or a query of the version
     exec c++ "$@"
 fi
 
@@ -30,7 +30,7 @@ mkdir -p "$folder"
             find "$include" -maxdepth 1 -name $header
         done | head -n 1)
         if [[ -n $original ]]; then
-            cp "$original" "$folder" # gcc takes one precompiled header only, and skips this one by its guard
+            cp "$original" "$folder" # gcc uses one precompiled header only; the include guard then skips the original
             c++ "${flags[@]}" -x c++-header "$folder/$header" -o "$folder/unfinished" 2>"$folder/log" &&
                 mv "$folder/unfinished" "$folder/$header.gch"
         fi

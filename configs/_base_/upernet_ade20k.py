@@ -1,4 +1,4 @@
-# UperNet on ADE20K as is usual for it on transformers. A config adds the backbone and both heads' in_channels.
+# UperNet on ADE20K with the usual settings for transformers. A config adds the backbone and both heads' in_channels.
 _base_ = [
     "models/upernet.py",
     "datasets/ade20k_512x512.py",

@@ -9,7 +9,7 @@ model = dict(
     backbone=dict(
         type="mmcare.CASViT",
         arch="t",
-        out_indices=(1, 2, 3),  # the map at stride 4 has a norm, which would get no gradient
+        out_indices=(1, 2, 3),  # the norm of the stride-4 map would get no gradient
         drop_path_rate=0.1,
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/cas-vit-t.pth"),
     ),

@@ -1,4 +1,4 @@
-# CARE's authors do not report UperNet: these are the settings that are usual for it on transformers.
+# CARE's authors do not report UperNet: these are the usual settings for transformers.
 _base_ = "../_base_/upernet_ade20k.py"
 model = dict(
     backbone=dict(

@@ -1,4 +1,4 @@
-# ADE20K's 150 classes in data/ade, crops of 512², 4 images a GPU; tested whole, both sides made divisible by 32.
+# ADE20K's 150 classes in data/ade: crops of 512², 4 images a GPU; whole images in tests, with sides divisible by 32.
 dataset_type = "ADE20KDataset"
 data_root = "data/ade/ADEChallengeData2016"
 crop_size = (512, 512)
@@ -16,7 +16,7 @@ test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     dict(type="ResizeToMultiple", size_divisor=32),
-    dict(type="LoadAnnotations", reduce_zero_label=True),  # after Resize: labels stay at their own size
+    dict(type="LoadAnnotations", reduce_zero_label=True),  # after Resize: labels keep their original size
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(

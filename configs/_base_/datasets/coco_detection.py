@@ -1,4 +1,4 @@
-# COCO 2017 in data/coco, boxes, short side 800, 4 images a GPU.
+# COCO 2017 in data/coco: boxes, short side 800, 4 images a GPU.
 dataset_type = "CocoDataset"
 data_root = "data/coco/"
 backend_args = None

@@ -1,4 +1,4 @@
-# COCO 2017 as in coco_detection.py, with masks beside the boxes.
+# COCO 2017 as in coco_detection.py, with masks in addition to boxes.
 _base_ = "coco_detection.py"
 
 train_pipeline = _base_.train_pipeline

@@ -1,4 +1,4 @@
-# 12 epochs at 8 GPUs × 4 images, as CAS-ViT's authors train: AdamW, no clipping, steps after epochs 8 and 11.
+# 12 epochs on 8 GPUs × 4 images, as CAS-ViT's authors train: AdamW, no clipping, steps after epochs 8 and 11.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

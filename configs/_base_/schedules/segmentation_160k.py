@@ -1,4 +1,4 @@
-# 160,000 iterations of 16 images: the convention for UperNet on transformers; neither paper's authors report it.
+# 160,000 iterations of 16 images, as usual for UperNet on transformers; neither paper's authors report it.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160_000, val_interval=16_000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

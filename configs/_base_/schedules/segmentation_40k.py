@@ -1,4 +1,4 @@
-# 40,000 iterations at 8 GPUs × 4 images, as CAS-ViT's authors train Semantic FPN.
+# 40,000 iterations on 8 GPUs × 4 images, as CAS-ViT's authors train Semantic FPN.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=40_000, val_interval=4_000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
