@@ -1,6 +1,6 @@
-"""Time what was tried for speed, side by side on this machine's CPU: ``python docs/trials.py`` prints a table.
+"""Time optimization trials side by side on this machine's CPU: ``python docs/trials.py`` prints a table.
 
-docs/trials.md tells what became of each. The trials use the inner parts of ``mmcare.fast``: they are for maintainers.
+docs/trials.md has the conclusions. The trials use internals of ``mmcare.fast`` and are meant for maintainers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ gelu_ = torch.ops.aten.gelu_
 
 
 class Trial(NamedTuple):
-    """Ways to compute the same, the first of which the others are compared with."""
+    """Several ways to compute the same; the first one is the baseline."""
 
     subject: str
     ways: dict[str, Callable[[], Tensor]]
 
 
 def trials() -> Iterator[Trial]:
-    """Yield all trials, on maps as CARE s1 and CAS-ViT m have them."""
+    """Yield all trials, on maps with sizes as in CARE s1 and CAS-ViT m."""
     torch.manual_seed(0)
     x = random_map(256, 64)
     yield Trial(
@@ -50,7 +50,7 @@ def trials() -> Iterator[Trial]:
         subject = f"1×1 convolution {channels} → {hidden} with GELU at {side}×{side}"
         yield Trial(subject, pointwise(random_map(channels, side), hidden))
     for height, width in ((128, 128), (200, 336)):
-        yield Trial(f"32 → 128 → 32 channels with a 3×3 between at {height}×{width}", hidden_map(height, width))
+        yield Trial(f"32 → 128 → 32 channels with a 3×3 in between at {height}×{width}", hidden_map(height, width))
     yield Trial("3×3 and 7×7 depth-wise on 32 channels each at 32×32", near_views(random_map(96, 32)[:, 32:]))
     yield Trial("11×1 and 1×11 depth-wise on 16 channels at 64×64", strips(random_map(16, 64)))
     yield Trial("linear attention, 2 heads of 16 at 32×32", attention(random_map(32, 32)))
@@ -75,7 +75,7 @@ def pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
     if x.dtype in onednn.TYPES:
         settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         ways["fused"] = lambda: onednn.convolve(x, conv.weight, conv.bias, settings, gelu=True)
-        ways["fused, weights ordered before"] = lambda: fused(x)
+        ways["fused, weights reordered in advance"] = lambda: fused(x)
     return ways
 
 
@@ -99,7 +99,7 @@ def hidden_map(height: int, width: int) -> dict[str, Callable[[], Tensor]]:
     def in_bands(count: int) -> Tensor:
         out, rows = torch.empty_like(x), height // count
         for top in range(0, height, rows):
-            low, high = max(top - 1, 0), min(top + rows + 1, height)  # with the rows that the 3×3 reads
+            low, high = max(top - 1, 0), min(top + rows + 1, height)  # including the border rows that the 3×3 reads
             hidden = conv(by_rows(gelu_, fc1(x[:, :, low:high])))
             out[:, :, top : top + rows] = fc2(hidden[:, :, top - low : top - low + rows])
         return out
@@ -119,8 +119,8 @@ def near_views(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     small, large = x.chunk(2, dim=1)
     one = FusedTokenMixer(mixer).near
     return {
-        "apart": lambda: torch.cat((mixer.near_small(small), mixer.near_large(large)), dim=1),
-        "the 3×3 in a 7×7": lambda: one(x),
+        "separate": lambda: torch.cat((mixer.near_small(small), mixer.near_large(large)), dim=1),
+        "the 3×3 padded to 7×7": lambda: one(x),
     }
 
 
@@ -129,17 +129,17 @@ def strips(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     vertical, horizontal = two.vertical, two.horizontal
     cross = F.pad(vertical.weight, (5, 5, 0, 0)) + F.pad(horizontal.weight, (0, 0, 5, 5))
     square = conv_with(cross, vertical.bias + horizontal.bias, groups=16, padding=5)
-    return {"two and their sum": lambda: two(x), "the two in an 11×11": lambda: square(x)}
+    return {"two and their sum": lambda: two(x), "both in an 11×11": lambda: square(x)}
 
 
 def attention(x: Tensor) -> dict[str, Callable[[], Tensor]]:
     apart = LinearAttention(32, 16).requires_grad_(False)
     together = FusedLinearAttention(apart)
-    return {"each head apart": lambda: apart(x), "all heads, masked": lambda: together(x)}
+    return {"each head separately": lambda: apart(x), "all heads together, masked": lambda: together(x)}
 
 
 def main() -> None:
-    """Time all trials, the ways of each side by side, and print them as a table in Markdown."""
+    """Time all trials, interleaving the ways of each, and print a table in Markdown."""
     keep_freed_memory()
     found = list(trials())
     progress = ProgressBar(len(found), file=sys.stderr)
@@ -154,7 +154,7 @@ def main() -> None:
                 cells.append(("" if number else trial.subject, way, f"{median} ms ({p10}–{p90})", speed))
             progress.update()
     print(f"\n{machine('cpu')}, {ROUNDS} rounds\n")
-    print(tabulate(cells, ("what", "how", "median (p10–p90)", "speed"), tablefmt="github"))
+    print(tabulate(cells, ("operation", "way", "median (p10–p90)", "speed"), tablefmt="github"))
 
 
 if __name__ == "__main__":
