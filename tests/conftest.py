@@ -9,7 +9,7 @@ torch.manual_seed(0)
 
 @pytest.fixture
 def log():
-    """What is logged through MMEngine during the test, as a list of messages."""
+    """Return a list of the messages that are logged through MMEngine during the test."""
     from mmengine.logging import MMLogger
 
     messages = []
@@ -23,10 +23,10 @@ def log():
 
 @pytest.fixture
 def in_process(monkeypatch, capsys):
-    """Runs a tool's main function in this process, as the command line would."""
+    """Run a tool's main function in this process, as the command line would."""
 
     def run(main, name, *args):
-        """Returns the exit status and what was printed."""
+        """Return the exit status and the output."""
         from mmcare import cli
 
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -42,7 +42,7 @@ def in_process(monkeypatch, capsys):
 
 @pytest.fixture
 def refusal(in_process):
-    """Runs a tool that has to refuse, in this process; returns the one sentence that it ends with."""
+    """Run a tool in this process that must fail with a user error; return the message."""
 
     def refusal(main, name, *args):
         status, printed = in_process(main, name, *args)

@@ -1,7 +1,7 @@
-"""What tests share: the authors' networks as data, tiny models and data sets, a hostile object, ways to run a tool.
+"""Shared by the tests: reference data of the authors' networks, tiny models and data sets, and running of tools.
 
-``data/reference/*.json`` lists each parameter and buffer of the authors' released networks with its shape, ``*.npz``
-what their code returned in float64 for the weights of :func:`weights` and the input of :func:`image`.
+``data/reference/*.json`` lists the parameters and buffers of the authors' released networks with their shapes;
+``*.npz`` has the outputs of their code in float64 for the weights of :func:`weights` and the input of :func:`image`.
 """
 
 import importlib.util
@@ -30,12 +30,12 @@ CONFIGS = ROOT / "configs"
 
 
 def load_tool(name: str) -> ModuleType:
-    """The module of ``tools/<name>.py``."""
+    """Return the module ``tools/<name>.py``."""
     return load_module(ROOT / f"tools/{name}.py")
 
 
 def load_module(path: Path) -> ModuleType:
-    """The module in a file, whatever it is called."""
+    """Return the module in a file with any name."""
     spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}_{len(path.parts)}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -43,8 +43,8 @@ def load_module(path: Path) -> ModuleType:
 
 
 def run_tool(name: str, *args: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a tool as a user does, in a process of its own and without a screen."""
-    # One thread each: on a small machine several that wait for each other take longer.
+    """Run a tool as a user does, in its own process and without a display."""
+    # One thread each: on a small machine, threads that wait for each other take longer.
     kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     command = [sys.executable, ROOT / f"tools/{name}.py", *map(str, args)]
     env = {**kept, "OMP_NUM_THREADS": "1", **environment}
@@ -52,13 +52,13 @@ def run_tool(name: str, *args: object, cwd: Path, **environment: str) -> subproc
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:
-    """What a process that had to succeed printed on standard output."""
+    """Check that a process succeeded, and return its standard output."""
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
 class LargestFile:
-    """A disk on which no more than so many bytes of a file find room; a context that may be entered again."""
+    """A context that simulates a full disk with a limit on the size of files; it can be entered again."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -79,30 +79,30 @@ SIZE = (64, 96)
 
 
 def weights(family: str, arch: str, kind: str) -> dict[str, Tensor]:
-    """What a file of the authors' holds, by their names; ``kind`` is classifier or, for CAS-ViT, pyramid."""
+    """Return weights with the authors' names and shapes; ``kind`` is classifier or, for CAS-ViT, pyramid."""
     names = json.loads((DATA / f"{family.lower()}_{arch}.json").read_text())[kind]
     return {name: _weight(name, tuple(shape)) for name, shape in names.items()}
 
 
 def backbone_weights(family: str, arch: str) -> dict[str, Tensor]:
-    """The backbone's part of the weights, in the authors' names: everything that the expected outputs depend on."""
+    """Return the backbone's weights with the authors' names: all weights on which the expected outputs depend."""
     return weights(family, arch, "classifier" if family == "CARE" else "pyramid")
 
 
 def expected(family: str, arch: str) -> list[Tensor]:
-    """The authors' outputs of the four stages for :func:`image`."""
+    """Return the authors' outputs of the four stages for :func:`image`."""
     with np.load(DATA / f"{family.lower()}_{arch}_{SIZE[0]}x{SIZE[1]}.npz") as outputs:
         return [torch.from_numpy(outputs[f"stage{i}"]) for i in range(1, 5)]
 
 
 def image() -> Tensor:
-    """The input the outputs were measured with, (1, 3, 64, 96)."""
+    """Return the input of the expected outputs, (1, 3, 64, 96)."""
     values = np.random.RandomState(SIZE[0] * 10000 + SIZE[1]).standard_normal((1, 3, *SIZE))
     return torch.from_numpy(values.astype(np.float32))
 
 
 def relative_error(output: Tensor, wanted: Tensor) -> float:
-    """‖output − wanted‖ / ‖wanted‖, computed in float64."""
+    """Return ‖output − wanted‖ / ‖wanted‖, computed in float64."""
     return float((output.double() - wanted.double()).norm() / wanted.double().norm())
 
 
@@ -133,7 +133,7 @@ SMALL_ARCHS = {
 
 
 def shake(model: nn.Module) -> nn.Module:
-    """Sets norms, biases and layer scale to values far from where they start, for a fold that is wrong to be seen."""
+    """Set norms, biases and layer scale to values far from their initial ones, so that wrong folding is noticed."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         leaf = name.rpartition(".")[2]
@@ -145,14 +145,14 @@ def shake(model: nn.Module) -> nn.Module:
 
 
 def trained(family: str, **kwargs: object) -> nn.Module:
-    """A small backbone in eval mode, no norm of which is an identity."""
+    """Return a small backbone in eval mode, without norms that are identities."""
     torch.manual_seed(0)
     arguments = {"arch": SMALL_ARCHS[family], **kwargs}
     return shake(MODELS.build(dict(type=f"mmcare.{family}", **arguments))).eval()
 
 
 def assert_same_maps(found: Callable, wanted: Callable, images: Tensor, tolerance: float = 1e-5) -> None:
-    """Two backbones give the same maps for images."""
+    """Assert that two backbones return the same maps for images."""
     with torch.no_grad():
         outputs, stages = found(images), wanted(images)
     assert len(outputs) == len(stages)
@@ -162,7 +162,7 @@ def assert_same_maps(found: Callable, wanted: Callable, images: Tensor, toleranc
         assert relative_error(output, stage) < tolerance
 
 
-# -- tiny models, and eight images for them to learn by heart ----------------------------------------------------------
+# -- tiny models, and eight images for them to memorize ----------------------------------------------------------------
 
 DETECTION = CONFIGS / "detection/retinanet_care_s1.py"
 TINY = "depths=(1, 1, 1, 1), memory_channels=(8, 8, 16, 32), ratios=((1, 1), (1, 1), (1, 1), (1, 1))"
@@ -192,14 +192,14 @@ IN_PROCESS = [
     for split in ("train", "val", "test")
     for setting in ("num_workers=0", "persistent_workers=False")
 ]
-"""Settings with which the data is read without worker processes."""
+"""Settings for reading the data without worker processes."""
 
 
 def write_ground(folder):
-    """Puts the sample data, ``detector.py``, ``segmentor.py`` and the annotations of eight training images in a folder.
+    """Write the sample data, ``detector.py``, ``segmentor.py`` and the annotations of eight training images.
 
     Returns:
-        Options with which the detector, and with ``--sample``, is trained for 40 epochs and tested on the eight.
+        Options with which the detector, with ``--sample``, is trained for 40 epochs and tested on the eight images.
     """
     data = prepare(folder / "data/sample")
     coco = json.loads((data / "coco/annotations/instances_train2017.json").read_text())
@@ -218,11 +218,11 @@ def write_ground(folder):
     return ["--cfg-options", *IN_PROCESS, *by_heart, *schedule, "default_hooks.checkpoint.interval=40"]
 
 
-# -- what a checkpoint may hold that must never come to life -----------------------------------------------------------
+# -- a hostile object --------------------------------------------------------------------------------------------------
 
 
 class Touch:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

@@ -1,4 +1,4 @@
-"""Every config in configs/: it builds, its parts fit together, and it trains as the authors or the convention say."""
+"""Every config in configs/ builds, has matching parts, and has the authors' or the usual training settings."""
 
 from functools import cache
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_there_is_a_config_for_each_backbone_in_each_detector_and_segmentor():
 def test_the_backbone_and_the_channels_are_the_ones_in_the_name(name):
     kind, checkpoint, channels, drop_path_rate = backbone_of(name)
     model = read(name).model
-    # RetinaNet leaves out the map at stride 4, whose norm in CAS-ViT would be a parameter without a gradient.
+    # RetinaNet does not use the stride-4 map, whose norm in CAS-ViT would get no gradient.
     three_maps = name.startswith("retinanet_casvit")
     assert model.backbone == dict(
         type=kind,
@@ -132,7 +132,7 @@ def test_data_and_batch(name):
     metric = {"retinanet": "bbox", "mask_rcnn": ["bbox", "segm"], "semantic_fpn": ["mIoU"], "upernet": ["mIoU"]}
     assert (loader.dataset.type, loader.dataset.data_root) == data[cfg.default_scope]
     assert loader.batch_size == (2 if name.startswith("upernet") else 4)
-    # 8 GPUs, as --auto-scale-lr needs to know
+    # 8 GPUs, for --auto-scale-lr
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=8 * loader.batch_size)
     model = next(model for model in metric if name.startswith(model))
     assert evaluator.get("metric", evaluator.get("iou_metrics")) == metric[model]
@@ -214,7 +214,7 @@ def test_the_sample_data_keeps_the_size_and_the_hue_that_tell_its_classes(name):
     overlay_sample(cfg, Path("somewhere"))
     steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
     assert steps["RandomResize"].ratio_range == (0.9, 1.1)
-    assert steps["PhotoMetricDistortion"].hue_delta <= 2  # of OpenCV's 180; the classes' hues are 45 apart
+    assert steps["PhotoMetricDistortion"].hue_delta <= 2  # of 180 in OpenCV; the hues of the classes are 45 apart
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("upernet")])

@@ -1,4 +1,4 @@
-"""model-index.yml, the metafiles, README's table and the code say the same."""
+"""model-index.yml, the metafiles, the table in README.md and the code agree."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ METAFILES = ("configs/metafile_care.yml", "configs/metafile_casvit.yml")
 PAPERS = {"CARE": "https://arxiv.org/abs/2411.16170", "CAS-ViT": "https://arxiv.org/abs/2408.03703"}
 TYPES = {"CARE": "mmcare.CARE", "CAS-ViT": "mmcare.CASViT"}
 UNITS = {"COCO": ("Epochs", "max_epochs"), "ADE20K": ("Iterations", "max_iters")}
-# What the authors report, and all that they report: box AP, mask AP or mIoU.
+# All results that the authors report: box AP, mask AP or mIoU.
 REPORTED = {
     "semantic_fpn_care_s2": {"mIoU": 43.5},
     "retinanet_casvit_xs": {"box AP": 36.5},
@@ -45,7 +45,7 @@ every = pytest.mark.parametrize("name", ENTRIES)
 
 @cache
 def backbone(name):
-    """The backbone of ``mmcare.CARE:s1`` and the like, its parameters, and its MACs at 512×512."""
+    """Return the backbone with a name like ``mmcare.CARE:s1``, its parameters, and its MACs at 512×512."""
     model, _ = build(name)
     ((_, parameters, macs),) = count(model, 512, 512)
     return model, parameters, macs
@@ -133,7 +133,7 @@ def test_results_are_the_authors_and_say_so(name):
 
 
 def readme_table():
-    """{("CARE", "s1"): [channels, params, GMACs, top-1]} of README's table of backbones."""
+    """Return {("CARE", "s1"): [channels, params, GMACs, top-1]} from README's table of backbones."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (CARE|CAS-ViT) (\w+) \|(.+)\|$", text, re.MULTILINE)
     return {(family, arch): [cell.strip() for cell in rest.split("|")] for family, arch, rest in rows}

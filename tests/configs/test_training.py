@@ -1,7 +1,7 @@
 """Every config in configs/ builds, trains for a step with a gradient for every parameter, predicts and is evaluated.
 
-The gradients are read from the optimizer: after AdamW's first step it holds a tenth of each, clipped, as ``exp_avg``,
-in a checkpoint too, and nothing for a parameter that had none. Such a parameter would stop training on several GPUs.
+The gradients are read from the optimizer, also in checkpoints: after AdamW's first step its ``exp_avg`` is a tenth of
+each clipped gradient. A parameter without a gradient has no entry; it would break training on several GPUs.
 """
 
 import json
@@ -36,7 +36,7 @@ IMAGES = 2
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """A folder with the sample data, and what makes of a run on it a single step and a short evaluation."""
+    """Return a folder with the sample data, and options that limit a run to one step and a short evaluation."""
     folder = tmp_path_factory.mktemp("ground")
     data = prepare(folder / "data/sample")
     coco = json.loads((data / "coco/annotations/instances_val2017.json").read_text())
@@ -59,7 +59,7 @@ def ground(tmp_path_factory):
         folder=folder,
         data=data,
         short={
-            "retinanet": {**detection, "model.test_cfg.score_thr": 0.0},  # an untrained one is sure of nothing
+            "retinanet": {**detection, "model.test_cfg.score_thr": 0.0},  # an untrained one has low scores only
             "mask_rcnn": {**detection, "model.test_cfg.rcnn.max_per_img": 20},  # each mask takes time
             "semantic_fpn": segmentation,
             "upernet": segmentation,
@@ -83,7 +83,7 @@ def gradients_of(model, optimizer):
 
 
 def gradients_in(checkpoint):
-    """The same by a checkpoint, whose optimizer numbers the parameters in the model's order."""
+    """Return the same from a checkpoint, whose optimizer numbers the parameters in the model's order."""
     weights = {name: weight for name, weight in checkpoint["state_dict"].items() if not name.endswith(BUFFERS)}
     optimizer = checkpoint["optimizer"]
     numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
@@ -94,7 +94,7 @@ def gradients_in(checkpoint):
 
 
 def assert_every_gradient(gradients, may_vanish=None):
-    """Every parameter has a finite gradient, and not zeros only, except where its name fits ``may_vanish``."""
+    """Assert that every parameter has a finite gradient, and a nonzero one unless its name matches ``may_vanish``."""
     wrong = {}
     for name, gradient in gradients.items():
         if gradient is None:
@@ -106,13 +106,13 @@ def assert_every_gradient(gradients, may_vanish=None):
     assert wrong == {}
 
 
-# With --sample the backbones' batch norms use the batch's own statistics, and take away what a bias before them adds to
-# a channel. What remains of its gradient is rounding error, which may be zero.
+# With --sample the backbones' batch norms use batch statistics and so cancel a bias before them. The gradient of such a
+# bias is only rounding error, and may be zero.
 CANCELLED = r"backbone\..*\.bias"
 
 
 def assert_metrics(name, metrics):
-    """The metrics are those of the config's head (MMDetection has none where nothing is predicted) and possible."""
+    """Assert that the head's metrics are all there and in range (MMDetection has none if nothing is predicted)."""
     assert sorted(metrics) == sorted(METRICS[head_of(name)])
     for key, value in metrics.items():
         assert 0 <= value <= (1 if key.startswith("coco/") else 100), (key, value)
@@ -126,9 +126,9 @@ def assert_metrics(name, metrics):
 def test_the_model_and_the_optimizer_of_the_config_take_a_step(name, ground):
     samples = config_on_samples(name, ground)
     cfg = Config.fromfile(CONFIGS[name])
-    # A block that drop path leaves out for all of the two images has no gradient, and rightly so.
+    # Without drop path, as a block that is dropped for both images has no gradient.
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
-    # The samples' size, and how many proposals Mask R-CNN learns from
+    # The size of the sample images, and the number of proposals for Mask R-CNN
     cfg.model.update(data_preprocessor=samples.model.data_preprocessor, train_cfg=samples.model.train_cfg)
     init_default_scope(cfg.default_scope)
     set_random_seed(0)
@@ -159,13 +159,13 @@ def test_the_runner_trains_and_evaluates_on_the_sample_data(name, ground, tmp_pa
 
 @pytest.fixture
 def run(in_process, monkeypatch, ground):
-    """Runs a tool on the sample data, as its command does."""
+    """Run a tool on the sample data, as its command line would."""
     monkeypatch.chdir(ground.folder)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it: whatever they set is undone with this
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it; monkeypatch restores it
 
     def run(tool, name, *args):
         settings = [f"{key}={value}" for key, value in ground.short[head_of(name)].items()]
-        # MMEngine keeps one visualizer of each name in a process, and with it where the first run wrote.
+        # MMEngine keeps one visualizer of each name in a process, with the output folder of the first run.
         settings.append(f"visualizer.name={tool}_{name}")
         command = [CONFIGS[name], *args, "--sample", "--cfg-options", *settings]
         status, printed = in_process(load_tool(tool).main, tool, *command)
@@ -183,7 +183,7 @@ def test_the_commands_train_and_test_on_the_sample_data(name, ground, run):
     path = Path((work_dir / "last_checkpoint").read_text())
     assert_every_gradient(gradients_in(read_checkpoint(path)), CANCELLED)
     run("test", name, path)
-    (file,) = work_dir.glob("*/*.json")  # MMEngine's, with the metrics of a test
+    (file,) = work_dir.glob("*/*.json")  # written by MMEngine, with the metrics of the test
     tested = json.loads(file.read_text())
     assert {key: tested[key] for key in trained} == trained
-    path.unlink()  # hundreds of megabytes, which pytest would keep
+    path.unlink()  # hundreds of megabytes that pytest would keep

@@ -1,4 +1,4 @@
-"""What is installed and how: the distribution's metadata, the requirements files, and the Makefile's set-up."""
+"""Packaging: the metadata of the distribution, the requirements files, and the Makefile's setup."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def pinned_version(requirement: Requirement) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Build the wheel from a copy of what setup.py needs."""
+    """Build the wheel from a copy of the files that setup.py needs."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "mmcare", source / "mmcare", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "requirements", source / "requirements")
@@ -52,7 +52,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def required(metadata: Message, extra: str = "") -> dict[str, Requirement]:
-    """Return what ``pip install mmcare`` requires, or what the extra adds to it."""
+    """Return the requirements of ``pip install mmcare``, or those that an extra adds."""
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     return {
         requirement.name: requirement
@@ -97,7 +97,7 @@ def test_diagnosis_names_the_build_tools_in_use():
 
 
 class Checkout:
-    """A copy of the Makefile and the requirements, with an interpreter that only notes how it is called."""
+    """A copy of the Makefile and the requirements, with an interpreter that only records its arguments."""
 
     PYTHON = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
@@ -125,7 +125,7 @@ esac
             shutil.copy(ROOT / name, folder / name)
 
     def make(self, *arguments: str, failing: str = "nothing") -> subprocess.CompletedProcess:
-        # Without the variables of the make that runs these tests.
+        # Without the variables of a make that runs these tests.
         environment = {name: value for name, value in os.environ.items() if not re.match("MAKE|MFLAGS|STACK", name)}
         environment |= {"CALLS": str(self.calls), "FAILING": failing}
         self.calls.write_text("")

@@ -1,4 +1,4 @@
-"""The package's rooms: imports go one way, and through each room's door."""
+"""The rooms of the package: imports go in one direction, and only through each room's ``__init__.py``."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "mmcare"
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-# What may import what: each row also what is above it
+# Allowed imports: each layer may import the layers above it.
 LAYERS = [
     {"errors", "version", "torch_internals", "files", "registry", "stack"},
     {"memory"},
@@ -20,14 +20,14 @@ LAYERS = [
     {"cli"},
     {"sample"},
 ]
-# Within a layer: whom one may import
+# Allowed imports within a layer
 BESIDE = {"files": {"errors"}, "stack": {"errors"}}
-# A network's fast form knows the parts of the network
+# The fast form of a network uses the parts of the network.
 TWINS = {("fast/care.py", "models.care"), ("fast/casvit.py", "models.casvit")}
 
 
 def imports(path):
-    """(room or module of mmcare, whether by its door, line) of each import in a file."""
+    """Yield (room or module of mmcare, whether through its ``__init__.py``, line) for each import in a file."""
     inside = path.is_relative_to(PACKAGE)
     package = ["mmcare", *path.relative_to(PACKAGE).parent.parts] if inside else []
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""The diagnosis, run by an interpreter that sees nothing but made-up installations, and once on the real one."""
+"""The diagnosis of the installation, run on fake installations and once on the real one."""
 
 import os
 import re
@@ -18,7 +18,7 @@ COMPILE = "pip install 'setuptools>=77,<81' wheel ninja psutil && pip install --
 ORIGINAL = {"torch": "2.13.0+cpu", "mmengine": "0.10.7", "mmcv": "2.1.0"}
 ONEDL = {"torch": "2.13.0+cpu", "onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6"}
 MODULES = {"torch": "", "mmengine": "", "mmcv": "", "mmcv/ops": ""}
-# The lines by which mmdet 3.3 and mmsegmentation 1.2 state what they take.
+# The lines in which mmdet 3.3 and mmsegmentation 1.2 state their supported versions.
 MMDET = """
 mmcv_minimum_version = '2.0.0rc4'
 mmcv_maximum_version = '2.2.0'
@@ -34,11 +34,11 @@ MMENGINE_MAX = '1.0.0'
 
 
 class Site:
-    """A folder with installed distributions and packages, the only ones that the interpreter is shown."""
+    """A folder with the only distributions and packages that the interpreter sees."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for own in (packaging, tabulate):  # what mmcare.stack itself needs
+        for own in (packaging, tabulate):  # imported by mmcare.stack itself
             (folder / own.__name__).symlink_to(Path(own.__file__).parent)
 
     def install(self, distributions: dict[str, str], modules: dict[str, str]) -> None:
@@ -51,12 +51,12 @@ class Site:
             (self.folder / name / "__init__.py").write_text(source)
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess:
-        # -S keeps the environment's own packages out of sight.
+        # -S hides the packages of the environment.
         environment = {**os.environ, "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"}
         return subprocess.run([sys.executable, "-S", *arguments], env=environment, capture_output=True, text=True)
 
     def complaint(self, *needs: str) -> str:
-        """Return what check_stack says, or nothing if it is content."""
+        """Return the message of check_stack, empty if it finds no fault."""
         code = (
             "from mmcare import UserError\nfrom mmcare.stack import check_stack\n"
             f"try: check_stack({needs!r})\nexcept UserError as error: print(error)"
@@ -161,7 +161,7 @@ def test_source_folder_on_the_path_serves(site):
 
 def test_files_went_with_another_distribution(site):
     site.install({**ORIGINAL, "mmdet": "3.2.0"}, MODULES)
-    (site.folder / "mmdet").mkdir()  # pip leaves the folder if a stray file is in it
+    (site.folder / "mmdet").mkdir()  # pip keeps the folder if it has an unknown file
     assert site.complaint("mmdet") == (
         "mmdet 3.2.0 is registered but its files are gone: run `pip install --force-reinstall --no-deps mmdet==3.2.0`"
     )
