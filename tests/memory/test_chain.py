@@ -199,21 +199,23 @@ def test_training_on_a_cpu_is_channels_last_within_and_as_the_images_outside(fam
 
 @families
 def test_small_maps_are_kept(family, monkeypatch):
-    def saving(batch):
+    def share(batch):
+        """What is kept, of what the plain operations keep."""
         x = images(batch=batch).contiguous(memory_format=torch.channels_last)  # as it is in training
-        saved = kept_for_backward(lambda: model(x), model)
+        kept = kept_for_backward(lambda: model(x), model)
         with keep_everything():
-            return kept_for_backward(lambda: model(x), model) - saved
+            return kept / kept_for_backward(lambda: model(x), model)
 
     model = build(family)
-    assert saving(batch=1) > 0
+    everything = pytest.approx(1, abs=0.02)  # training copies the parts of a split map, where convolutions would
+    assert share(batch=1) < 0.8
     monkeypatch.setattr(thresholds, "FEW_PIXELS", 64 * 64)
-    assert saving(batch=1) == 0
-    assert saving(batch=2) > 0
+    assert share(batch=1) == everything
+    assert share(batch=2) < 0.97  # of the stem
     monkeypatch.setattr(thresholds, "FEW_VALUES", 2**20)
-    assert saving(batch=2) == 0
+    assert share(batch=2) == everything
     monkeypatch.undo()
-    assert saving(batch=1) == 0
+    assert share(batch=1) == everything
 
 
 def test_only_wanted_gradients_are_computed():
@@ -255,7 +257,7 @@ def test_without_a_backward_pass_nothing_is_kept_and_in_evaluation_nothing_compu
     model.eval()
     found, kept = model(x), kept_for_backward(lambda: model(x), model)
     with keep_everything():
-        assert kept == kept_for_backward(lambda: model(x), model)
+        assert kept == pytest.approx(kept_for_backward(lambda: model(x), model), rel=0.02)
         assert all(torch.equal(a, b) for a, b in zip(found, model(x), strict=True))
 
 
