@@ -108,19 +108,6 @@ def test_the_parts_give_maps_and_predictions_of_these_shapes(name):
                 assert model.auxiliary_head(maps).shape == (1, 150, 4, 4)
 
 
-@every
-def test_the_first_line_says_whose_settings_these_are(name):
-    family, task = "CARE" if "care" in name else "CAS-ViT", read(name).filename.split("/")[-2]
-    said = f"# The settings of {family}'s authors."
-    if name.startswith("upernet"):
-        said = (
-            f"# {family}'s authors do not report UperNet: these are the settings that are usual for it on transformers."
-        )
-    elif family == "CARE":
-        said = f"# CARE's authors give no {task} settings: these are CAS-ViT's."
-    assert (ROOT / CONFIGS[name]).read_text(encoding="utf-8").splitlines()[0] == said
-
-
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
