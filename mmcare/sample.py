@@ -1,4 +1,4 @@
-"""``python -m mmcare.sample``: make the sample data and say where it is."""
+"""``python -m mmcare.sample``: generate the sample data and print its folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .cli import Parser, run
 
 
 def main() -> None:
-    parser = Parser(prog="python -m mmcare.sample", description="Make the sample data and print where it is.")
+    parser = Parser(prog="python -m mmcare.sample", description="Generate the sample data and print its folder.")
     parser.add_argument("--root", default="data/sample", help="folder for the data (default: %(default)s)")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE.png", help="also draw some images with their annotations"

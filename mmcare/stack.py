@@ -1,12 +1,12 @@
-"""Diagnosis of the packages that mmcare runs on: ``python -m mmcare.stack``.
+"""Diagnosis of the packages that mmcare needs: ``python -m mmcare.stack``.
 
 Two families of distributions provide the same import packages: OpenMMLab's originals and their maintained successors,
-called ``onedl-…``. pip takes them for strangers, installs both, and one overwrites the other's files. A second trap is
-mmcv, which installs without its compiled operators when it is built where torch is out of sight. Both come to light as
-an import error deep inside a package that is not at fault. This module says what is wrong and how to fix it.
+called ``onedl-…``. pip regards them as unrelated, installs both, and one overwrites files of the other. Another common
+fault is an mmcv without its compiled operators, which results from building it where torch is not available. Both cause
+import errors deep inside other packages. This module reports what is wrong and how to fix it.
 
-Packages of both families beside each other work, as long as each import package comes from one of them and keeps within
-the bounds that the others state: that is not reported.
+Packages of both families may be mixed, as long as each import package comes from one distribution and satisfies the
+version bounds of the others; this is not reported.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from .errors import UserError
 
-# What the tests run on, as the requirements files pin it: the distribution of each import package.
+# The distribution of each import package with the tested version, as pinned in the requirements files.
 FAMILIES = {
     "original": {
         "mmengine": "mmengine==0.10.7",
@@ -40,21 +40,21 @@ FAMILIES = {
         "mmseg": "onedl-mmsegmentation==1.4.2",
     },
 }
-# Since 2.6 torch.load runs no code of a checkpoint's unless told to.
+# Since 2.6 torch.load runs no code from a checkpoint by default.
 TORCH = "torch>=2.6"
-# What compiling mmcv needs to find installed; setuptools 81 no longer has the pkg_resources that mmcv's build imports.
+# The build requirements of mmcv; setuptools 81 has removed pkg_resources, which mmcv's build imports.
 BUILD_TOOLS = ("setuptools>=77,<81", "wheel", "ninja", "psutil")
 
-# Other distributions that bring one of the import packages, and those among them that do not serve.
+# Other distributions that provide one of the import packages, and why some of them cannot be used.
 _LOOKALIKES = {"mmengine": ["mmengine-lite"], "mmcv": ["mmcv-lite", "mmcv-full"], "mmseg": ["mmseg"]}
 _UNFIT = {
     "mmcv-lite": "is mmcv without its compiled operators",
     "mmcv-full": "is mmcv 1, from before mmengine",
-    "mmseg": "is a splitter of Chinese words and not MMSegmentation",
+    "mmseg": "is a Chinese word segmenter and not MMSegmentation",
 }
 _PACKAGES = ("torch", "mmengine", "mmcv", "mmdet", "mmseg")
 _OPTIONAL = ("mmdet", "mmseg")
-# A part of a package that importing the package leaves out, and whose import shows that all of it is there.
+# Submodules that are imported to check that a package is complete, as importing the package does not import them.
 _PARTS = {"mmcv": "mmcv.ops", "mmseg": "mmseg.utils"}
 
 
@@ -68,13 +68,13 @@ class _Problem:
 
 
 def check_stack(needs: Sequence[str] = ()) -> None:
-    """Make sure that torch, mmengine and mmcv are installed, work, and fit each other.
+    """Check that torch, mmengine and mmcv are installed, work, and have compatible versions.
 
     Args:
-        needs: What is needed besides: ``"mmdet"``, ``"mmseg"`` or both.
+        needs: other required packages: ``"mmdet"``, ``"mmseg"`` or both.
 
     Raises:
-        UserError: One sentence that says what is wrong first of all, and the command that fixes it.
+        UserError: a package has a problem; the message has the first problem and the command that fixes it.
     """
     for problem in _problems(needs).values():
         raise UserError(str(problem))
@@ -88,7 +88,7 @@ def report() -> str:
         if package in problems:
             status = problems[package].what
         elif package in _OPTIONAL and not _present(package):
-            status = "not installed, only its own configs need it"
+            status = "not installed, needed only for its own configs"
         else:
             status = "ok"
         rows += [(package, name, version, status) for name, version in (_distributions(package) or {"-": "-"}).items()]
@@ -97,7 +97,7 @@ def report() -> str:
 
 
 def main() -> int:
-    """Print the report and a verdict; return the exit status."""
+    """Print the report and the first problem, if any; return the exit status."""
     print(report())
     try:
         check_stack(_optional_present())
@@ -109,12 +109,12 @@ def main() -> int:
 
 
 def _problems(needs: Sequence[str]) -> dict[str, _Problem]:
-    """Return the first problem of each package that has one, causes ahead of what they cause."""
+    """Return the first problem of each package that has one, causes before consequences."""
     packages = ("torch", "mmengine", "mmcv", *needs)
     absent = [package for package in packages[1:] if not _distributions(package) and not _present(package)]
     doubled = [package for package in packages if len(_distributions(package)) > 1]
     problems = {}
-    if torch_problem := _problem_of("torch"):  # ahead of all, as compiling mmcv needs it
+    if torch_problem := _problem_of("torch"):  # first, as compiling mmcv needs torch
         problems["torch"] = torch_problem
     if doubled:
         problems |= dict.fromkeys(doubled, _doubled_problem(doubled))
@@ -127,7 +127,7 @@ def _problems(needs: Sequence[str]) -> dict[str, _Problem]:
 
 
 def _doubled_problem(packages: Sequence[str]) -> _Problem:
-    # Uninstalling one of two takes files of the other along: all of them go, and one is installed anew.
+    # Uninstalling one of them removes files of the other, so all are uninstalled and one is installed again.
     names = [name for package in packages for name in _distributions(package)]
     return _Problem(
         f"{' and '.join(names)} are installed side by side and overwrite each other's files",
@@ -141,7 +141,7 @@ def _absent_problem(packages: Sequence[str]) -> _Problem:
 
 
 def _problem_of(package: str) -> _Problem | None:
-    """Return what is wrong with a package that is installed once or not at all, from the plainest cause on."""
+    """Return the problem of a package that is installed once or not at all, checking simple causes first."""
     name, version = next(iter(_distributions(package).items()), (package, None))
     if name in _UNFIT:
         return _Problem(f"{name} {_UNFIT[name]}", f"pip uninstall -y {name} && {_install(_wanted(package))}")
@@ -155,21 +155,20 @@ def _problem_of(package: str) -> _Problem | None:
 
 
 def _bounds_problem(package: str) -> _Problem | None:
-    """Hold mmengine and mmcv against the bounds that mmdet and mmseg assert in their ``__init__.py``.
+    """Check mmengine and mmcv against the version bounds that mmdet and mmseg assert in their ``__init__.py``.
 
-    They are read there, and not from a list of ours, so as to be right for every release and for a copy that its owner
-    has edited.
+    The bounds are read from that file, so that they are correct for every release and for copies edited by users.
     """
     source = Path(importlib.util.find_spec(package).origin).read_text(encoding="utf-8")
     for base in ("mmengine", "mmcv"):
         lowest, limit = (re.search(rf"(?im)^{base}_{end}\w* = '(.+)'$", source) for end in ("min", "max"))
         for name, version in _distributions(base).items():
             if lowest and limit and not _satisfies(version, bounds := f">={lowest[1]},<{limit[1]}"):
-                # Both packages that state bounds are of the original family; the successors state none.
+                # Only packages of the original family have bounds; the successors have none.
                 original = FAMILIES["original"][base].partition("==")[0]
                 removal = "" if name == original else f"pip uninstall -y {name} && "
                 return _Problem(
-                    f"{package} takes {base} from {lowest[1]} to below {limit[1]}, but {name} {version} is installed",
+                    f"{package} needs {base} from {lowest[1]} to below {limit[1]}, but {name} {version} is installed",
                     removal + _install(original + bounds),
                 )
     return None
@@ -179,20 +178,20 @@ def _import_problem(package: str) -> _Problem | None:
     try:
         importlib.import_module(package)
         importlib.import_module(_PARTS.get(package, package))
-    except Exception as error:  # from AssertionError to OSError: a package of the wrong version raises anything
+    except Exception as error:  # a package with the wrong version may raise anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else package
     else:
         return None
     if package == missing == "mmcv" and "mmcv" in sys.modules:  # mmcv itself was imported, its operators were not
-        # The wheel in pip's cache goes too, or the next installation would take the same one.
+        # Remove the wheel from pip's cache, or the next installation would use it again.
         return _Problem(
             f"the compiled operators of mmcv are missing or were compiled for another torch ({reason})",
             f"pip cache remove {_wanted(package).partition('==')[0].replace('-', '_')}; {_reinstall(package)}",
         )
-    if missing in ("ftfy", "regex"):  # mmsegmentation does not list these two among its dependencies
+    if missing in ("ftfy", "regex"):  # mmsegmentation does not declare these dependencies
         return _Problem(f"{package} cannot be imported without {missing}", _install("ftfy", "regex"))
-    if missing != package:  # pip leaves the package as it is and installs those of its dependencies that are missing
+    if missing != package:  # pip keeps the package and installs its missing dependencies
         return _Problem(f"{package} cannot be imported without {missing}", _install(_wanted(package)))
     return _Problem(f"{package} cannot be imported ({reason})", _reinstall(package))
 
@@ -209,7 +208,7 @@ def _install(*arguments: str) -> str:
 
 
 def _wanted(package: str) -> str:
-    """Return the requirement to install: the release of the family in use that is there already, or the tested one."""
+    """Return the requirement to install: the installed release, if it is of the family in use, or the tested one."""
     tested = TORCH if package == "torch" else FAMILIES[_family()][package]
     name = re.match(r"[\w-]+", tested)[0]
     version = _distributions(package).get(name)
@@ -217,7 +216,7 @@ def _wanted(package: str) -> str:
 
 
 def _family() -> str:
-    """Return the family that most of what is installed belongs to, the original one if neither does."""
+    """Return the family of most installed distributions; the original one in case of a tie."""
     names = [name for package in FAMILIES["original"] for name in _distributions(package)]
     return "onedl" if 2 * sum(name.startswith("onedl-") for name in names) > len(names) else "original"
 
@@ -234,7 +233,7 @@ def _distributions(package: str) -> dict[str, str]:
 
 def _present(package: str) -> bool:
     spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # a folder that uninstalling left behind has no origin
+    return spec is not None and spec.origin is not None  # a folder left over from uninstalling has no origin
 
 
 def _optional_present() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the command lines share: their options, and how a mistake is told."""
+"""Shared code of the command lines: options and error reporting."""
 
 from .options import Parser, add_cfg_options, config_parser, parse_cfg_options, read_config, read_run_config, run_parser
 from .running import run

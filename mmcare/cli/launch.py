@@ -1,7 +1,7 @@
 """torchrun for the tools: ``python -m mmcare.cli.launch --nproc-per-node=2 tools/train.py CONFIG --launcher pytorch``.
 
-The options are torchrun's, and the environment variables MMDetection's. Where a process of the run has told what is
-wrong, torchrun adds a report and a stack trace of its own; here the sentence stays the last word.
+The options are torchrun's, and the environment variables MMDetection's. If a process ends with a user error, torchrun
+would add a report and a stack trace; here the error message stays the last line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .running import run
 
 
 def main() -> None:
-    """Run torchrun with the command line's arguments."""
+    """Run torchrun with the arguments of the command line."""
     try:
         from torch.distributed import DistNetworkError
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -24,28 +24,28 @@ def main() -> None:
     except ImportError:
         check_stack()
         raise
-    # It would log which process failed with which status, and then raise an error that says the same.
+    # It would log the failed process and its status, and then raise an error with the same content.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torchrun and MMEngine do the same, and say so at length
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torchrun and MMEngine do the same, with a long message
         os.environ.setdefault(name, "1")
     try:
         torchrun([*_rendezvous(), *sys.argv[1:]])
     except ChildFailedError as error:
-        told = any(failure.exitcode == 2 for failure in error.failures.values())  # see mmcare.cli.run
-        sys.exit(2 if told else str(error))
+        reported = any(failure.exitcode == 2 for failure in error.failures.values())  # see mmcare.cli.run
+        sys.exit(2 if reported else str(error))
     except DistNetworkError as error:
-        raise UserError(f"the processes cannot be connected, check MASTER_ADDR and PORT: {error}") from error
+        raise UserError(f"the processes cannot connect, check MASTER_ADDR and PORT: {error}") from error
 
 
 def _rendezvous() -> list[str]:
-    """Return torchrun's options for how the machines find each other, from NNODES, NODE_RANK, MASTER_ADDR and PORT."""
+    """Return torchrun's options for connecting the machines, from NNODES, NODE_RANK, MASTER_ADDR and PORT."""
     defaults = {"NNODES": 1, "NODE_RANK": 0, "PORT": 29500}
     numbers = {name: os.environ.get(name, str(default)) for name, default in defaults.items()}
     for name, number in numbers.items():
         if not number.isdecimal():
-            raise UserError(f"{name}={number} is not possible: give a whole number")
+            raise UserError(f"{name}={number} is not valid: give a whole number")
     if int(numbers["NNODES"]) == 1 and "PORT" not in os.environ:
-        return ["--standalone"]  # on a port that is free
+        return ["--standalone"]  # on a free port
     return [
         f"--nnodes={numbers['NNODES']}",
         f"--node-rank={numbers['NODE_RANK']}",

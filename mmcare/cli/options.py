@@ -1,7 +1,7 @@
-"""The options that the tools share, and the config that they ask for.
+"""Shared options of the tools, and the config that they select.
 
-The parsers need neither torch nor MMEngine: ``--help`` answers at once, and a wrong option is told on a machine where
-these are broken. What the options mean is found out afterwards, when the installation has been checked.
+The parsers need neither torch nor MMEngine: ``--help`` is fast, and invalid options are reported even if these packages
+are broken. Options are interpreted later, after the installation has been checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are told like every other mistake."""
+    """An argument parser that reports errors like all other user errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")
@@ -35,7 +35,7 @@ def config_parser(description: str) -> Parser:
     parser.add_argument(
         "--sample",
         action="store_true",
-        help="run on a small generated data set, with a schedule to match, instead of the config's own",
+        help="use a small generated data set with a matching schedule instead of the config's data and schedule",
     )
     add_cfg_options(parser)
     return parser
@@ -45,8 +45,8 @@ def run_parser(description: str) -> Parser:
     """Return a parser for a tool that runs a config; :func:`read_run_config` takes its arguments."""
     parser = config_parser(description)
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: ./work_dirs/<config's name>)")
-    parser.add_argument("--launcher", choices=["none", *LAUNCHERS], default="none", help="what starts the processes")
-    # Not for people: torch.distributed.launch passes it on to each process, under one name or the other.
+    parser.add_argument("--launcher", choices=["none", *LAUNCHERS], default="none", help="launcher of the processes")
+    # Not for users: torch.distributed.launch passes it to each process under one of these names.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -61,19 +61,19 @@ class _Pairs(argparse.Action):
 
 
 def add_cfg_options(parser: Parser) -> None:
-    """Add ``--cfg-options``, whose pairs :func:`parse_cfg_options` takes."""
+    """Add ``--cfg-options``; :func:`parse_cfg_options` takes its pairs."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=_Pairs,
         metavar="KEY=VALUE",
-        help="settings of the config to change: train_dataloader.batch_size=4, model.backbone.init_cfg=None; a list as "
-        'key="[a,b]" or key=a,b, nested as key="[(a,b),(c,d)]", without blanks',
+        help="config settings to change: train_dataloader.batch_size=4, model.backbone.init_cfg=None; lists are "
+        'key="[a,b]" or key=a,b, nested lists key="[(a,b),(c,d)]", without spaces',
     )
 
 
 def parse_cfg_options(pairs: Sequence[str] | None) -> dict[str, Any] | None:
-    """Return the settings in ``KEY=VALUE`` pairs as MMEngine reads them; None for None.
+    """Return the settings in ``KEY=VALUE`` pairs, parsed as by MMEngine; None for None.
 
     Raises:
         UserError: brackets do not match.
@@ -93,11 +93,11 @@ def parse_cfg_options(pairs: Sequence[str] | None) -> dict[str, Any] | None:
 
 
 def read_config(args: Namespace, parts: Sequence[str]) -> Config:
-    """Return the config that the arguments of :func:`config_parser`'s parser ask for.
+    """Return the config for the arguments of :func:`config_parser`'s parser.
 
     Args:
         args: the arguments.
-        parts: the top-level keys that the config must have.
+        parts: top-level keys that the config must have.
 
     Raises:
         UserError: the installation is broken, or the config cannot be read or lacks a part.
@@ -107,7 +107,7 @@ def read_config(args: Namespace, parts: Sequence[str]) -> Config:
 
 
 def read_run_config(args: Namespace, parts: Sequence[str]) -> Config:
-    """Return the config for :func:`run_parser`'s arguments, with the work folder and the launcher that they say."""
+    """Return the config for the arguments of :func:`run_parser`'s parser, with work folder and launcher."""
     _check_launcher(args)
     cfg = read_config(args, parts)
     cfg.launcher = args.launcher
@@ -118,9 +118,9 @@ def read_run_config(args: Namespace, parts: Sequence[str]) -> Config:
 def _check_launcher(args: Namespace) -> None:
     launcher = LAUNCHERS.get(args.launcher)
     local_rank = launcher.local_rank if launcher else "LOCAL_RANK"
-    # MMEngine looks for it there, whatever the launcher, but with mpirun does not put it there.
+    # MMEngine reads LOCAL_RANK for every launcher, but does not set it for mpirun.
     os.environ["LOCAL_RANK"] = os.environ.get(local_rank, str(args.local_rank))
     if launcher and launcher.rank not in os.environ:
         raise UserError(
-            f"--launcher {args.launcher} is for processes that {launcher.program} starts: start it with that"
+            f"--launcher {args.launcher} is for processes that {launcher.program} starts: use {launcher.program}"
         )

@@ -1,4 +1,4 @@
-"""How a command line ends: in silence, with one sentence for a mistake, or with the stack trace of a bug."""
+"""Running of command lines: a user error ends them with one sentence, a bug with a stack trace."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import UserError
 from ..runs import LAUNCHERS
 
 PATIENCE_SECONDS = 15
-"""How long a process of a distributed run leaves it to the first one to tell what is wrong."""
+"""Time for which the processes of a distributed run wait for the first one to report an error."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool. A user's mistake ends it with one sentence and exit status 2; a bug keeps its stack trace.
+    """Run a tool. A user error ends it with one sentence and exit status 2; a bug keeps its stack trace.
 
-    In a distributed run the first process tells the mistake, for all. The others wait for their launcher to end them,
-    which it does as soon as the first has ended; if they went before it, the launcher would end it before it could
-    speak. One that still lives after that has a problem of its own, such as a file missing on its machine, and tells
-    it. This way none of them tells of the connection that it loses when the first ends.
+    In a distributed run the first process reports the error for all. The others wait until the launcher ends them,
+    which it does when the first process ends; if they ended earlier, the launcher would end the first process before it
+    can report. A process that is still alive after waiting has its own error, such as a file that is missing on its
+    machine, and reports it. This way no process reports the lost connection to the first one.
     """
     try:
         main()
@@ -35,13 +35,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _disconnect() -> None:
-    """Close the connections that MMEngine leaves open: gloo's threads may abort a process at its end."""
+    """Close the connections that MMEngine leaves open, as gloo's threads may abort a process at exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def _sentence(error: UserError) -> str:
-    """Return what an error says. From a dataloader's worker it comes at the end of the worker's stack trace."""
+    """Return an error's message. In an error from a dataloader's worker it follows the worker's stack trace."""
     kind = type(error)
     return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].rstrip()

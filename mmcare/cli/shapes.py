@@ -13,7 +13,7 @@ class _Shape(argparse.Action):
 
 
 def add_shape(parser: argparse._ActionsContainer) -> None:
-    """Add ``--shape`` to a parser or a group: (height, width) in pixels, None where it is not given."""
+    """Add ``--shape`` to a parser or group: (height, width) in pixels, or None if it is not given."""
     parser.add_argument(
         "--shape",
         type=int,

@@ -1,6 +1,6 @@
-"""What training and testing add to MMEngine's Runner.
+"""Extensions of MMEngine's Runner for training and testing.
 
-Importing this costs nothing: whatever needs torch or MMEngine is imported when a function is called.
+Importing this package is cheap: torch and MMEngine are imported when a function is called.
 """
 
 from .config_faults import explain_config_faults

@@ -1,4 +1,4 @@
-"""Mixed precision where MMEngine has none: on the CPU."""
+"""Mixed precision on the CPU, which MMEngine does not have."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """Run the forward pass of training in bfloat16 on the CPU, where MMEngine's AmpOptimWrapper refuses to start.
+    """Train with forward passes in bfloat16 on the CPU, where MMEngine's AmpOptimWrapper does not work.
 
-    Between the model's parts (backbone, neck, heads) everything is float32, as mmcv's compiled operators, such as RoI
-    align and non-maximum suppression, know no bfloat16. There is no loss scaling: bfloat16 has float32's range, so
-    gradients do not vanish in it.
+    Tensors passed between the model's parts (backbone, neck, heads) are float32, as mmcv's compiled operators, such as
+    RoI align and non-maximum suppression, do not support bfloat16. There is no loss scaling: bfloat16 has the range of
+    float32, so gradients do not underflow.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run the forward passes within in bfloat16."""
+        """Return a context in which forward passes run in bfloat16."""
         parts = (model.module if is_model_wrapper(model) else model).children()
         hooks = [part.register_forward_hook(lambda part, inputs, outputs: _in_float32(outputs)) for part in parts]
         try:
@@ -39,7 +39,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def _in_float32(outputs: Any) -> Any:
-    """Return what a part returned with float32 in place of bfloat16, at any depth."""
+    """Return a part's outputs with bfloat16 tensors converted to float32, at any depth."""
     if isinstance(outputs, Tensor):
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
     if isinstance(outputs, MutableMapping):
@@ -48,7 +48,7 @@ def _in_float32(outputs: Any) -> Any:
         return converted
     if isinstance(outputs, (tuple, list)):
         values = map(_in_float32, outputs)
-        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)  # a namedtuple has them
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)  # _fields: a namedtuple
     if isinstance(outputs, BaseDataElement):
         return outputs.new(**{key: _in_float32(value) for key, value in outputs.items()})
     return outputs

@@ -1,12 +1,12 @@
-"""Data that a run cannot use, told in one sentence that names the file.
+"""Errors in the data of a run, reported in one sentence that names the file.
 
-MMEngine, mmcv and the two libraries above them end in a stack trace from inside a decoder, a resize or a loss, and
-often in a worker process, where nothing says which of 100,000 files it was. What they accept they go on accepting:
+MMEngine, mmcv, MMDetection and MMSegmentation end with a stack trace from inside a decoder, a resize or a loss, often
+in a worker process, and do not say which of 100,000 files caused it. Everything that they accept is still accepted:
 boxes without area or outside the image, crowd regions, images without annotations, and gray, palette, 16-bit and
 transparent images.
 
-Everything here hangs on the Runner and its datasets, not on the config and not on classes, so that it holds for
-whatever transforms a config names, and in worker processes however they are started.
+The checks are attached to the Runner and its datasets, not to the config or to classes. So they work with any
+transforms, and in worker processes with any start method.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _COCO = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area"),
     "categories": ("id", "name"),
 }
-"""The lists of an annotation file in COCO's format, with what MMDetection reads of each entry."""
+"""The lists of a COCO annotation file, with the keys of each entry that MMDetection reads."""
 
 
 def name_bad_data(runner: AnyRunner) -> AnyRunner:
-    """Make a Runner name the file when its data cannot be used, and return it; for before training or testing.
+    """Make a Runner name the file if its data cannot be used, and return it; call this before training or testing.
 
-    Once its dataloaders are built, a :class:`UserError` is raised by
+    A :class:`UserError` is raised
 
-    - the building, for an annotation file that cannot be read, and for a data set of which nothing is left;
-    - loading, also in a worker process, for an image or a label map that is missing or does not decode, a label map
-      that is not of its image's size or holds a class that the model does not have, and an instance whose mask is
-      missing or of another size than the image;
-    - the rest of the pipeline, for an image that OpenCV cannot process, such as one too narrow to be resized.
+    - when a dataloader is built, for an annotation file that cannot be read and for an empty data set;
+    - when data is loaded, also in a worker process, for an image or a label map that is missing or cannot be decoded, a
+      label map with another size than its image or a class that the model does not have, and an instance whose mask is
+      missing or has another size than the image;
+    - in the rest of the pipeline, for an image that OpenCV cannot process, such as one that is too narrow to resize.
 
     Any other error keeps its stack trace.
     """
@@ -83,29 +83,29 @@ def _datasets(dataset: Any) -> Iterator[Any]:
 
 
 def _labels(model: nn.Module) -> tuple[int, int] | None:
-    """Return the number of classes that a segmentor knows and the label that it ignores, None for other models."""
+    """Return a segmentor's number of classes and its ignored label; None for other models."""
     head = next((module.decode_head for module in model.modules() if hasattr(module, "decode_head")), None)
     head = head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade
     if not hasattr(head, "num_classes"):
         return None
-    return max(head.num_classes, 2), getattr(head, "ignore_index", 255)  # one class against the rest: labels 0 and 1
+    return max(head.num_classes, 2), getattr(head, "ignore_index", 255)  # a binary head: labels 0 and 1
 
 
-# -- a dataset that was built ------------------------------------------------------------------------------------------
+# -- datasets that were built ------------------------------------------------------------------------------------------
 
 
 def _fault_of_content(dataset: Any) -> str | None:
-    """Return what is wrong with a dataset that loaded its annotations, None where nothing is."""
+    """Return the fault of a dataset that has loaded its annotations, or None."""
     if not len(dataset):
         return _emptiness(dataset)
-    # MMDetection counts the labels by the categories that it finds: without one, the others' labels move up.
+    # MMDetection numbers the labels by the categories in the file: without one, the labels of the others shift.
     if _is_coco(dataset) and len(dataset.cat_ids) < len(dataset.metainfo["classes"]):
         return _unknown_classes(dataset.ann_file, dataset.metainfo["classes"])
     return None
 
 
 def _emptiness(dataset: Any) -> str:
-    """Return why nothing is left of a dataset."""
+    """Return why a dataset is empty."""
     if not _is_coco(dataset):
         folder = next(iter(getattr(dataset, "data_prefix", {}).values()), "")
         suffix = getattr(dataset, "img_suffix", None)
@@ -118,9 +118,9 @@ def _emptiness(dataset: Any) -> str:
     if not {category["name"] for category in content["categories"]} & set(classes):
         return _unknown_classes(dataset.ann_file, classes)
     return (
-        f"nothing is left of the {len(content['images'])} images in {dataset.ann_file}: filter_cfg, which is "
-        f"{dataset.filter_cfg} in the config, leaves out those without annotations of the dataset's classes and those "
-        "too small"
+        f"all of the {len(content['images'])} images in {dataset.ann_file} are filtered out: the config's filter_cfg, "
+        f"{dataset.filter_cfg}, removes images without annotations of the dataset's classes and images that are too "
+        "small"
     )
 
 
@@ -129,8 +129,8 @@ def _unknown_classes(path: str, classes: Sequence[str]) -> str:
         names = [category["name"] for category in json.load(file)["categories"]]
     absent = [name for name in classes if name not in names]
     return (
-        f"{path} has no category {_some(absent)}, which the config's dataset has as a class: set metainfo=dict("
-        f"classes=…) of the dataset, and the model's num_classes, to the file's categories ({_some(names)})"
+        f"{path} has no category {_some(absent)}, which is a class of the config's dataset: set the dataset's "
+        f"metainfo=dict(classes=…) and the model's num_classes to the file's categories ({_some(names)})"
     )
 
 
@@ -138,42 +138,42 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")
 
 
-# -- a dataset that could not be built ---------------------------------------------------------------------------------
+# -- datasets that could not be built ----------------------------------------------------------------------------------
 
 
 def _fault_of_datasets(dataloader: Any) -> str | None:
-    """Return what is wrong with the files of the first dataset of a dataloader's config that does not load."""
+    """Return the fault in the files of the first dataset in a dataloader's config that does not load, or None."""
     if not isinstance(dataloader, dict):
         return None
     return next(filter(None, map(_fault_of_dataset, innermost_datasets(dataloader.get("dataset")))), None)
 
 
 def _fault_of_dataset(cfg: dict[str, Any]) -> str | None:
-    """Return what is wrong with the files of a dataset, None where nothing is, or where it is not the files."""
+    """Return the fault in the files of a dataset; None if there is none, or if it is not in the files."""
     try:
-        # Unserialized: MMEngine joins the samples into one array, which it cannot where there are none.
+        # Not serialized, as MMEngine fails to serialize an empty list of samples.
         dataset = DATASETS.build(dict(cfg, lazy_init=True, serialize_data=False))
-    except Exception:  # the config's fault, or a dataset's that is not MMEngine's
+    except Exception:  # a fault of the config, or a dataset with other arguments than MMEngine's
         return None
     if _is_coco(dataset) and (fault := _fault_of_coco(dataset.ann_file)):
         return fault
     try:
         dataset.full_init()
-    except Exception:  # what failed before fails again, for a reason that is not known here
+    except Exception:  # it fails again, for an unknown reason
         return None
     return None if len(dataset) else _emptiness(dataset)
 
 
 def _is_coco(dataset: Any) -> bool:
-    """Tell whether MMDetection's CocoDataset reads a local file, and not a descendant for a variant of the format."""
-    mmdet = sys.modules.get("mmdet.datasets")  # a dataset of MMDetection's has imported it
+    """Return whether a dataset reads a local file as MMDetection's CocoDataset does; subclasses may not."""
+    mmdet = sys.modules.get("mmdet.datasets")  # imported by any dataset of MMDetection
     readers = ("load_data_list", "parse_data_info")
     own = mmdet and all(getattr(type(dataset), name, None) is getattr(mmdet.CocoDataset, name) for name in readers)
     return bool(own) and os.path.isfile(dataset.ann_file)
 
 
 def _fault_of_coco(path: str) -> str | None:
-    """Return the first thing in an annotation file that MMDetection cannot read, None where there is nothing."""
+    """Return the first fault in an annotation file because of which MMDetection cannot read it, or None."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -184,18 +184,18 @@ def _fault_of_coco(path: str) -> str | None:
     for name, keys in _COCO.items():
         entries = content.get(name, [] if name == "annotations" else None)  # COCO's own test sets have none
         if not isinstance(entries, list):
-            return f'the annotation file {path} has no list "{name}", which COCO\'s format asks for'
+            return f'the annotation file {path} has no list "{name}", which COCO\'s format requires'
         for index, entry in enumerate(entries):
             lacking = [key for key in keys if key not in entry] if isinstance(entry, dict) else keys
             if lacking:
                 of = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
-                return f'{path}: {name}[{index}]{of} has no "{lacking[0]}", which COCO\'s format asks for'
+                return f'{path}: {name}[{index}]{of} has no "{lacking[0]}", which COCO\'s format requires'
             box = entry.get("bbox", [0, 0, 0, 0])
             if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)):
                 return f"{path}: {name}[{index}] (id {entry['id']}) has the bbox {box} instead of [x, y, width, height]"
     seen = set()
     for entry in content.get("annotations", []):
         if entry["id"] in seen:
-            return f"{path}: two annotations have the id {entry['id']}: give each its own"
+            return f"{path}: two annotations have the id {entry['id']}: give each a unique id"
         seen.add(entry["id"])
     return None

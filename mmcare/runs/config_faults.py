@@ -1,8 +1,8 @@
-"""What in a config does not fit the classes that it names, told in one sentence.
+"""Config errors, reported in one sentence: unknown classes, and arguments that do not match a class.
 
-MMEngine builds a config's parts one by one, in the middle of a run, and ends in a stack trace where there is no such
-class, or where the class does not take what the config gives it. Which part it was is found out here, by holding the
-config against MMEngine's registries and the signatures of the classes in them.
+MMEngine builds the parts of a config one by one during a run, and ends with a stack trace if a class does not exist or
+does not accept its arguments. This module finds the part by checking the config against MMEngine's registries and the
+signatures of the registered classes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a config names a class: the registry that it is looked up in, and what of its arguments is known."""
+    """A place in a config that names a class: its registry, and which arguments the config does not have."""
 
     registry: str
     others: Collection[str] | None = ()
-    """Arguments that whoever builds it adds or takes away; None where these may be any."""
+    """Arguments that the builder adds or removes; None if they may be any."""
     complete: bool = True
-    """Whether the config gives all other arguments, and nobody around it adds one."""
+    """Whether the config has all other arguments."""
     must_have_type: bool = True
 
 
-# The part of a model around another one adds arguments to it, and may build it by itself.
+# A part of a model may add arguments to the parts inside it, and may choose their classes.
 _IN_MODEL = _Place("MODELS", complete=False, must_have_type=False)
 _DATASET = r"\w+_dataloader\.dataset(\.datasets?)*"
 _PLACES = {
@@ -54,20 +54,20 @@ _PLACES = {
     r"visualizer\.vis_backends": _Place("VISBACKENDS", ("save_dir",)),
     r"log_processor": _Place("LOG_PROCESSORS", must_have_type=False),
 }
-"""What MMEngine's Runner builds of a config, by a pattern for its dotted key without the numbers of lists."""
+"""The parts of a config that MMEngine's Runner builds, by patterns for their dotted keys without list indices."""
 
 
 @contextmanager
 def explain_config_faults(cfg: Config, splits: Sequence[str]) -> Iterator[None]:
-    """Raise a UserError where something within fails because the config does not fit what it names.
+    """Return a context that raises a UserError if building from a config fails because of a fault in the config.
 
     Args:
-        cfg: the config from which something is built within.
-        splits: whose parts of the config are used, of "train", "val" and "test".
+        cfg: the config.
+        splits: the splits whose parts of the config are used: "train", "val", "test".
     """
     try:
         yield
-    except (KeyError, TypeError) as error:  # for a class that does not exist, and for arguments that it does not take
+    except (KeyError, TypeError) as error:  # a class that does not exist, or arguments that it does not accept
         fault = fault_of_config(cfg, splits)
         if fault is None:
             raise
@@ -75,7 +75,7 @@ def explain_config_faults(cfg: Config, splits: Sequence[str]) -> Iterator[None]:
 
 
 def fault_of_config(cfg: Config, splits: Sequence[str]) -> str | None:
-    """Return what does not fit in the parts of a config that a run on these splits builds, None where all fits."""
+    """Return the first fault in the parts of a config that a run on these splits builds, or None."""
     of_others = {"train", "val", "test"} - set(splits)
     for key, part in cfg.items():
         owner = "train" if key in ("optim_wrapper", "param_scheduler") else key.partition("_")[0]
@@ -91,7 +91,7 @@ def fault_of_config(cfg: Config, splits: Sequence[str]) -> str | None:
 
 
 def _dicts(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every dict in a part of a config, with its dotted key as ``--cfg-options`` takes it."""
+    """Yield every dict in a part of a config, with its dotted key for ``--cfg-options``."""
     if isinstance(node, dict):
         yield path, node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
@@ -104,7 +104,7 @@ def _fault_of_part(node: dict[str, Any], place: _Place, scope: str | None) -> st
 
     if "type" not in node:
         # A dict with metrics is an evaluator, by default MMEngine's own.
-        return "has no type: name its class" if place.must_have_type and "metrics" not in node else None
+        return "has no type: give its class" if place.must_have_type and "metrics" not in node else None
     target = node["type"]
     name = target if isinstance(target, str) else target.__name__
     if place.registry == "METRICS" and "metrics" in node:
@@ -119,13 +119,13 @@ def _fault_of_part(node: dict[str, Any], place: _Place, scope: str | None) -> st
         return None
     try:
         parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # not every function of C says what it takes
+    except (TypeError, ValueError):  # not all functions written in C have a signature
         return None
     given = {*node, *place.others} - {"type", "_scope_"}
     kinds = {parameter.kind for parameter in parameters.values()}
     unknown = given - set(parameters) - set(place.others)
     if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
-        return f"does not fit {name}, which takes no {' and no '.join(sorted(unknown))}: check the spelling"
+        return f"does not fit {name}, which has no argument {' and no '.join(sorted(unknown))}: check the spelling"
     required = [
         parameter.name
         for parameter in parameters.values()
@@ -134,5 +134,5 @@ def _fault_of_part(node: dict[str, Any], place: _Place, scope: str | None) -> st
     ]
     missing = [parameter for parameter in required if parameter not in given]
     if missing and place.complete:
-        return f"does not fit {name}, which needs {' and '.join(missing)}: complete it"
+        return f"does not fit {name}, which needs {' and '.join(missing)}: add the missing arguments"
     return None

@@ -1,6 +1,6 @@
-"""Reading a config, and what follows from what it says.
+"""Reading of configs.
 
-MMEngine is imported inside the functions, so that a command line can answer ``--help`` without it.
+MMEngine is imported inside the functions, so that ``--help`` works without it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 def load_config(
     path: str, parts: Sequence[str] = (), sample: bool = False, cfg_options: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a config, lay the sample data over it if asked to, then change the settings in ``cfg_options``.
+    """Read a config, optionally switch it to the sample data, and then apply ``cfg_options``.
 
     Args:
         path: the config file.
-        parts: the top-level keys that the config must have.
-        sample: replace the config's data and schedule by those of the sample data.
+        parts: top-level keys that the config must have.
+        sample: replace the config's data and schedule with those of the sample data.
         cfg_options: new values by dotted key, such as ``{"model.backbone.arch": "s1"}``.
 
     Raises:
-        UserError: the file cannot be read or lacks a part, an option does not fit it, or a package that it needs is
-            not installed.
+        UserError: the file cannot be read or lacks a part, an option does not fit it, or a required package is not
+            installed.
     """
     cfg = _read(path)
     task_of(cfg)
@@ -61,15 +61,15 @@ def _read(path: str) -> Config:
         raise UserError(f"there is no config {path}: check the path (relative ones start at {os.getcwd()})")
     try:
         return Config.fromfile(path)
-    except Exception as error:  # a config is a program, which may fail in any way
+    except Exception as error:  # a config is a program and may raise anything
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
         place = f"line {lines[-1].lineno} of {lines[-1].filename}" if lines else path
         reason = f"{type(error).__name__}: {first_sentence(error)}"
-        raise UserError(f"the config cannot be read, for an error in {place}: {reason}") from error
+        raise UserError(f"the config cannot be read because of an error in {place}: {reason}") from error
 
 
 def task_of(cfg: Config) -> str:
-    """Return ``"detection"`` or ``"segmentation"``, by the config's ``default_scope``.
+    """Return ``"detection"`` or ``"segmentation"``, according to the config's ``default_scope``.
 
     Raises:
         UserError: the scope is neither MMDetection's nor MMSegmentation's.
@@ -77,13 +77,13 @@ def task_of(cfg: Config) -> str:
     scope = cfg.get("default_scope")
     if scope not in TASKS:
         raise UserError(
-            f"{cfg.filename} says default_scope = {scope!r}: the tools serve {' and '.join(map(repr, TASKS))}"
+            f"{cfg.filename} has default_scope = {scope!r}: the tools support {' and '.join(map(repr, TASKS))}"
         )
     return TASKS[scope]
 
 
 def first_sentence(error: Exception) -> str:
-    """Return what an exception says, cut after its first sentence and without line breaks."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text has quotes
+    """Return the first sentence of an exception's message, without line breaks."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
     text = " ".join(str(text).split())
     return text.partition(". ")[0][:300] or type(error).__name__

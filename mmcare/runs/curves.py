@@ -1,4 +1,4 @@
-"""The curves of a training, from the logs in its work folder."""
+"""Training curves from the logs in a work folder."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _NOT_METRICS = {"step", "time", "data_time"}
 
 @dataclass
 class Curves:
-    """What a training logged."""
+    """The logged values of a training."""
 
     unit: str
-    """What the metrics are counted by: ``"epoch"``, or ``"iteration"`` in iteration-based training."""
+    """The unit of the metrics' steps: ``"epoch"``, or ``"iteration"`` in iteration-based training."""
     loss: dict[int, float] = field(default_factory=dict)
     """The loss by iteration."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    """The metrics of each validation by epoch or iteration."""
+    """The metrics of each validation, by epoch or iteration."""
 
     def metric(self, name: str) -> dict[int, float]:
         """Return the values of a metric by epoch or iteration."""
         return {step: values[name] for step, values in sorted(self.metrics.items()) if name in values}
 
     def metric_names(self) -> list[str]:
-        """Return the names of the metrics in the order in which they were logged."""
+        """Return the names of the metrics in logging order."""
         return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
 
 
 def read_curves(work_dir: Path) -> Curves:
-    """Read the newest training in a work folder, joined with those that it resumed.
+    """Read the newest training in a work folder, joined with the runs that it resumed.
 
     Raises:
-        UserError: no training has logged anything there, or a log is damaged.
+        UserError: the folder has no log of a training, or a log is damaged.
     """
     logs = sorted([*work_dir.glob("vis_data/scalars.json"), *work_dir.glob("*/vis_data/scalars.json")])
     runs = [(log, records) for log in logs if any(map(_of_training, records := _read_records(log)))]
@@ -59,7 +59,7 @@ def read_curves(work_dir: Path) -> Curves:
 
 
 def _read_records(log: Path) -> list[dict[str, Any]]:
-    """Read the records of a log, one a line. A run that was killed may have left half of its last line."""
+    """Read the records of a log, one per line. The last line of a killed run may be incomplete."""
     lines = log.read_text(encoding="utf-8").splitlines()
     records = []
     for number, line in enumerate(lines, 1):
@@ -81,7 +81,7 @@ def _is_resumed(log: Path) -> bool:
 
 
 def _append(curves: Curves, records: list[dict[str, Any]]) -> None:
-    """Add a run to what it resumed; what was logged after the checkpoint it started from is replaced."""
+    """Append a resumed run, replacing values that were logged after its starting checkpoint."""
     start = next(filter(_of_training, records))
     first_metric = start["epoch"] if curves.unit == "epoch" else start["step"]
     curves.loss = {step: value for step, value in curves.loss.items() if step < start["step"]}
@@ -90,14 +90,14 @@ def _append(curves: Curves, records: list[dict[str, Any]]) -> None:
         if _of_training(record):
             curves.loss[record["step"]] = record["loss"]
             continue
-        # COCO's -1 says that there are no objects of that size.
+        # COCO's -1 means that there are no objects of that size.
         values = {name: value for name, value in record.items() if name not in _NOT_METRICS and value != -1}
         if values:
             curves.metrics[record["step"]] = values
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Return the exponential moving average over about a twentieth of the curve; what is not finite is left out."""
+    """Return the exponential moving average over about a twentieth of the curve; skip values that are not finite."""
     keep = 1 - 2 / (max(len(values) / 20, 1) + 1)
     total = weight = 0.0
     means = []
@@ -110,7 +110,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def summarize(curves: Curves) -> str:
-    """Return the loss in a line and the metrics in a table: best value, where it was reached, last value."""
+    """Return a line with the loss and a table of the metrics: best value, its step, last value."""
     steps = sorted(curves.loss)
     loss = [curves.loss[step] for step in steps]
     lines = [f"loss {loss[0]:.4g} at iteration {steps[0]}, {loss[-1]:.4g} at iteration {steps[-1]}"]
@@ -124,7 +124,7 @@ def summarize(curves: Curves) -> str:
         best = better(curve, key=lambda step, curve=curve: curve[step])
         rows.append((name, f"{curve[best]:.4g}", str(best), f"{curve[max(curve)]:.4g}"))
     if not rows:
-        return "\n".join([*lines, "Nothing was validated yet."])
+        return "\n".join([*lines, "There is no validation yet."])
     headers = ("metric", "best", f"at {curves.unit}", "last")
     alignment = ("left", "right", "right", "right")
     table = tabulate(rows, headers, tablefmt="plain", colalign=alignment, disable_numparse=True)
@@ -132,8 +132,8 @@ def summarize(curves: Curves) -> str:
 
 
 def draw_curves(curves: Curves, title: str) -> Figure:
-    """Draw the loss, and below it the metrics where there are any."""
-    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+    """Draw the loss and, below it, the metrics if there are any."""
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     names = curves.metric_names()
     figure = Figure(figsize=(9, 8 if names else 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Runs of several processes: what stops them from starting, and the Runner for machines without a GPU."""
+"""Distributed runs: checks before the start, and a Runner for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from .launchers import LAUNCHERS
 
 
 def check_processes(launcher: str) -> None:
-    """Make sure that this machine has what the processes started on it need.
+    """Check that this machine has enough GPUs for its processes, and that they can connect.
 
     Args:
-        launcher: what started them, ``"pytorch"``, ``"slurm"`` or ``"mpi"``, with their rank on this machine in the
-            environment as ``LOCAL_RANK``.
+        launcher: ``"pytorch"``, ``"slurm"`` or ``"mpi"``; the environment variable ``LOCAL_RANK`` must be set.
 
     Raises:
-        UserError: one of them would be without a GPU though there are some, or they cannot find each other.
+        UserError: the machine has GPUs, but fewer than processes, or the processes cannot connect.
     """
     if launcher == "mpi" and "MASTER_ADDR" not in os.environ:
         raise UserError(
-            "--launcher mpi needs the first machine's address in MASTER_ADDR: give mpirun -x MASTER_ADDR=127.0.0.1 "
-            "where there is only one"
+            "--launcher mpi needs the address of the first machine in MASTER_ADDR: on a single machine, start with "
+            "mpirun -x MASTER_ADDR=127.0.0.1"
         )
     device = get_device()
     if device == "mps":
-        raise UserError(f"--launcher {launcher}: MMEngine cannot distribute a run over Apple's GPUs, leave it out")
-    # torchrun and mpirun say how many there are, so that the first of them can tell; srun does not in plain numbers.
+        raise UserError(f"--launcher {launcher}: MMEngine has no distributed runs on Apple's GPUs, omit the option")
+    # torchrun and mpirun give the number of processes on the machine, so the first process can check it; srun does not
+    # give it as a plain number.
     own = int(os.environ["LOCAL_RANK"]) + 1
     count = max(own, *(int(os.environ.get(name, own)) for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")))
     if device == "cuda" and count > torch.cuda.device_count():
         raise UserError(
-            f"{count} processes were started on this machine, where torch can use {torch.cuda.device_count()} of its "
-            "GPUs: start one process for each GPU at most"
+            f"{count} processes were started on this machine, but torch can use only {torch.cuda.device_count()} of "
+            "its GPUs: start at most one process for each GPU"
         )
 
 
 class CpuRunner(Runner):
-    """MMEngine's Runner for several processes on CPUs, which gloo connects: MMEngine's own takes GPUs for granted."""
+    """A Runner for several processes on CPUs, connected by gloo; MMEngine's Runner requires GPUs for this."""
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Connect the processes, which MMEngine leaves as they are if they are connected, then do as MMEngine does."""
+        """Connect the processes, then set up the environment as MMEngine does; it does not connect them again."""
         if self.distributed and not is_distributed():
             connect_by_gloo(self.launcher, env_cfg.get("dist_cfg") or {})
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wrap the model as MMEngine does, but for two things: no GPU's number, and no batch norm that needs one."""
-        self.logger.info(f"No GPU that torch can use: {self.world_size} processes, connected by gloo, run on the CPU.")
+        """Wrap the model as MMEngine does, but without GPU numbers, and with plain batch norms instead of SyncBN."""
+        self.logger.info(f"Without a GPU, the run's {self.world_size} processes run on the CPU, connected by gloo.")
         if self.cfg.get("sync_bn") or any(type(part).__name__ == "SyncBatchNorm" for part in model.modules()):
-            self.logger.warning("SyncBN needs GPUs: batch norms see the images of their own process only.")
+            self.logger.warning("SyncBN needs GPUs: each process's batch norms use only its own images.")
         unused = self.cfg.get("find_unused_parameters", False)
         wrapper = model_wrapper_cfg or dict(broadcast_buffers=False, find_unused_parameters=unused)
         return MODEL_WRAPPERS.build(
@@ -71,13 +71,12 @@ class CpuRunner(Runner):
 def connect_by_gloo(launcher: str, dist_cfg: dict[str, Any]) -> None:
     """Connect this process with the others of its run.
 
-    As with MMEngine, torchrun sets all the variables that this takes, and the other launchers tell them under names of
-    their own. ``MASTER_PORT`` is 29500 where nobody sets it, and on Slurm ``MASTER_ADDR`` is the first machine.
+    As in MMEngine, torchrun sets all required environment variables, and the other launchers set variables with names
+    of their own. ``MASTER_PORT`` is 29500 by default, and on Slurm ``MASTER_ADDR`` is the first machine by default.
 
     Args:
-        launcher: what started the process, one of :data:`~mmcare.runs.launchers.LAUNCHERS`.
-        dist_cfg: the config's ``env_cfg.dist_cfg``. What chooses among the ways to connect GPUs has no meaning here;
-            ``timeout`` is in seconds.
+        launcher: the launcher of the process, one of :data:`~mmcare.runs.launchers.LAUNCHERS`.
+        dist_cfg: the config's ``env_cfg.dist_cfg``. Settings for GPUs are ignored; ``timeout`` is in seconds.
     """
     variables = LAUNCHERS[launcher]
     settings = {key: value for key, value in dist_cfg.items() if key not in ("backend", "init_backend", "port")}
@@ -94,6 +93,6 @@ def connect_by_gloo(launcher: str, dist_cfg: dict[str, Any]) -> None:
 
 
 def _first_machine(machines: str) -> str:
-    """Return the first of the machines in Slurm's short form of a list, such as ``node[3-5,8]``."""
+    """Return the first machine of a list in Slurm's notation, such as ``node[3-5,8]``."""
     done = subprocess.run(["scontrol", "show", "hostname", machines], capture_output=True, text=True, check=True)
     return done.stdout.split()[0]

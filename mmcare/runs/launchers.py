@@ -1,4 +1,4 @@
-"""The programs that start the processes of a distributed run, and the variables by which a process knows its place."""
+"""The launchers of distributed runs, and the environment variables with which they number the processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Launcher:
     rank: str
     """The environment variable with the number of a process."""
     world_size: str
-    """The one with how many processes there are."""
+    """The variable with the number of processes."""
     local_rank: str
-    """The one with the number of a process on its machine."""
+    """The variable with the number of a process on its machine."""
 
 
 LAUNCHERS = {
@@ -23,4 +23,4 @@ LAUNCHERS = {
     "slurm": Launcher("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "mpi": Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
-"""The launchers by the name that MMEngine has for them."""
+"""The launchers by their name in MMEngine."""

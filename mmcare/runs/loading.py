@@ -1,4 +1,4 @@
-"""Guards around a pipeline's transforms, which name the file that one of them cannot use."""
+"""Guards around the transforms of a pipeline that name the file if a transform fails."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmengine.dataset import Compose
 
 from ..errors import UserError
 
-_REMEDY = "replace it, or take it out of the data set"
+_REMEDY = "replace it, or remove it from the data set"
 
 
 def guard_pipeline(pipeline: Compose, labels: tuple[int, int] | None) -> None:
-    """Put guards around a pipeline's transforms, and around those that load files inside TestTimeAug and the like.
+    """Wrap a pipeline's transforms in guards, including transforms that load files inside TestTimeAug and the like.
 
     Args:
-        pipeline: a dataset's, changed in place.
-        labels: the number of classes and the label to ignore; None where the labels in a label map may have any value.
+        pipeline: the pipeline of a dataset, which is changed in place.
+        labels: the number of classes and the ignored label; None if label maps may have any labels.
     """
     _guard_loading(pipeline, labels)
     pipeline.transforms = [_Step(transform) for transform in pipeline.transforms]
@@ -42,7 +42,7 @@ def _guard_loading(owner: Any, labels: tuple[int, int] | None) -> None:
 
 
 class _Guard:
-    """A transform, with what it raises made into a sentence where it is a file's fault."""
+    """A wrapper of a transform that raises a UserError if a file is at fault."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
@@ -52,7 +52,7 @@ class _Guard:
 
 
 class _Step(_Guard):
-    """Any transform: it names the image that OpenCV refuses, and takes images of one column."""
+    """A guard for any transform: it names an image that OpenCV rejects, and supports images with a single column."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -61,18 +61,18 @@ class _Step(_Guard):
             size = f", of {_size(results['ori_shape'])} pixels," if "ori_shape" in results else ""
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the image {results.get('img_path')}{size} does not go through the pipeline ({reason}): take it out "
-                "of the data set, or change the pipeline"
+                f"the image {results.get('img_path')}{size} fails in the pipeline ({reason}): remove it from the data "
+                "set, or change the pipeline"
             ) from error
         image = transformed.get("img") if isinstance(transformed, dict) else None
-        # One column that was flipped counts as contiguous, but has a negative stride, which torch refuses.
+        # A flipped single column counts as contiguous, but has a negative stride, which torch does not support.
         if isinstance(image, np.ndarray) and image.flags.c_contiguous and min(image.strides) < 0:
             transformed["img"] = image.copy()
         return transformed
 
 
 class _ImageLoading(_Guard):
-    """A LoadImageFromFile."""
+    """A guard for LoadImageFromFile."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -84,7 +84,7 @@ class _ImageLoading(_Guard):
 
 
 class _AnnotationLoading(_Guard):
-    """A LoadAnnotations of mmcv, mmdet or mmseg, with its label map held to the image's size and the model's classes.
+    """A guard for LoadAnnotations of mmcv, mmdet or mmseg that also checks the size and the labels of label maps.
 
     Args:
         transform: the LoadAnnotations.
@@ -119,10 +119,10 @@ class _AnnotationLoading(_Guard):
             owner += f"{instance['bbox']}, has"
             mask = instance.get("mask")
             if not mask:
-                raise UserError(f"{owner} no segmentation: add it, or take the annotation out, or train without masks")
+                raise UserError(f"{owner} no segmentation: add it, remove the annotation, or train without masks")
             if isinstance(mask, dict) and tuple(mask.get("size", shape)) != tuple(shape):
                 raise UserError(
-                    f"{owner} a mask of {_size(mask['size'])} pixels where the image has {_size(shape)}: correct the "
+                    f"{owner} a mask of {_size(mask['size'])} pixels, but the image has {_size(shape)}: correct the "
                     "annotation"
                 )
 
@@ -132,13 +132,13 @@ class _AnnotationLoading(_Guard):
             results["gt_seg_map"] = label_map = label_map.reshape(shape)  # mmcv drops sides of one pixel
         if label_map.ndim != 2:
             raise UserError(
-                f"the label map {path} has {label_map.shape[-1]} channels: it must have one, with the number of each "
-                "pixel's class"
+                f"the label map {path} has {label_map.shape[-1]} channels: it must have one, with the class number of "
+                "each pixel"
             )
         if label_map.shape != tuple(shape):
             raise UserError(
                 f"the label map {path} has {_size(label_map.shape)} pixels, but its image {results['img_path']} has "
-                f"{_size(shape)}, turned as its EXIF data may ask for: correct one of the two, or take both out"
+                f"{_size(shape)} after any EXIF rotation: correct one of the two, or remove both"
             )
         if self.labels is None:
             return
@@ -146,34 +146,34 @@ class _AnnotationLoading(_Guard):
         outside = (label_map >= classes) & (label_map != ignored)
         if outside.any():
             raise UserError(
-                f"the label map {path} has the label {label_map[outside].max()}, but the model knows 0 to "
-                f"{classes - 1}, and {ignored} for pixels to ignore: correct the label map, or the classes or "
+                f"the label map {path} has the label {label_map[outside].max()}, but the model has the labels 0 to "
+                f"{classes - 1}, and {ignored} for ignored pixels: correct the label map, or the classes or "
                 "reduce_zero_label in the config"
             )
 
 
 def _decode(what: str, path: str, transform: LoadImageFromFile | LoadAnnotations, color_type: str) -> np.ndarray | None:
-    """Return a picture as a transform decodes it, None where the transform reads it in a way that is not known here.
+    """Return a picture as a transform decodes it; None if the transform reads it in an unknown way.
 
     Raises:
-        UserError: it cannot be read or decoded.
+        UserError: the picture cannot be read or decoded.
     """
-    if getattr(transform, "file_client_args", None):  # MMEngine's older way to files elsewhere
+    if getattr(transform, "file_client_args", None):  # MMEngine's older settings for remote files
         return None
     try:
         content = fileio.get(path, backend_args=transform.backend_args)
     except FileNotFoundError as error:
-        raise UserError(f"the {what} {path} is missing: put it there, or take it out of the data set") from error
+        raise UserError(f"the {what} {path} is missing: add it, or remove it from the data set") from error
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
     if not content:
         raise UserError(f"the {what} {path} is an empty file: {_REMEDY}")
     try:
         picture = imfrombytes(content, flag=color_type, backend=transform.imdecode_backend)
-    except (OSError, SyntaxError, cv2.error):  # as Pillow and OpenCV raise them
+    except (OSError, SyntaxError, cv2.error):  # raised by Pillow and OpenCV
         picture = None
     if picture is None:
-        raise UserError(f"the {what} {path} cannot be decoded, as it is damaged or no picture at all: {_REMEDY}")
+        raise UserError(f"the {what} {path} cannot be decoded, as it is damaged or not a picture: {_REMEDY}")
     return picture
 
 

@@ -1,8 +1,8 @@
-"""Whether the files that a run reads are there, answered before anything is built.
+"""A check for missing input files before anything is built.
 
-MMEngine opens the data set and the ImageNet weights only after the model is built, one after the other, so that whoever
-starts a config for the first time learns of the missing pieces one failed run at a time. Here all of them are told at
-once, with where their publishers offer them.
+MMEngine opens the data set and the ImageNet weights one after the other, after it has built the model. Users who start
+a config for the first time would learn of missing files one failed run at a time. This check reports all of them at
+once, with their download pages.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ DATASETS = {
     "CocoDataset": ("COCO 2017", "https://cocodataset.org/#download"),
     "ADE20KDataset": ("ADE20K", "http://sceneparsing.csail.mit.edu/"),
 }
-"""Name and publisher's page of the data sets that the configs use, by the type of the dataset."""
+"""Names and download pages of the data sets in the configs, by dataset type."""
 
 WEIGHTS = {
     "CARE": "https://github.com/zhouyuan888888/CARE-Transformer",
     "CASViT": "https://github.com/Tianfang-Zhang/CAS-ViT",
 }
-"""Where the authors of a backbone offer its ImageNet weights, by the type of the backbone."""
+"""Download pages of the authors' ImageNet weights, by backbone type."""
 
 _PREFIXES = {"img": "images", "img_path": "images", "seg": "label maps", "seg_map_path": "label maps"}
 _PURPOSES = {"train": "to train on", "val": "to validate on", "test": "to test on"}
@@ -37,7 +37,7 @@ _PURPOSES = {"train": "to train on", "val": "to validate on", "test": "to test o
 
 @dataclass(frozen=True)
 class _Need:
-    """One file or folder that the run reads."""
+    """A file or folder that the run reads."""
 
     path: str
     what: str
@@ -46,15 +46,15 @@ class _Need:
 
 
 def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
-    """Look for everything on this machine's disks that a run of the config reads.
+    """Check that all local files and folders that a run reads exist.
 
     Args:
-        cfg: the config, complete, with the command line's options merged.
-        splits: whose dataloaders and evaluators the run uses, of "train", "val" and "test".
+        cfg: the complete config, with the options of the command line.
+        splits: the splits that the run uses: "train", "val", "test".
         weights: whether the run initializes the model, and so reads the files of ``init_cfg``.
 
     Raises:
-        UserError: something is missing; the message lists all of it, with where to get it and how to go on without.
+        UserError: files are missing; the message lists all of them, with download pages and how to run without them.
     """
     needs: list[_Need] = []
     for split in splits:
@@ -73,7 +73,7 @@ def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
     if not lacking:
         return
 
-    lines = ["files that this run reads are missing:"]
+    lines = ["files that this run needs are missing:"]
     lines += [
         f"  {need.path}: {need.what}, {faults[path]}" + (f"; from {need.source}" if need.source else "")
         for path, need in lacking.items()
@@ -131,18 +131,20 @@ def _is_remote(path: str) -> bool:
 
 
 def _fault(need: _Need) -> str | None:
-    """Return what is wrong with a path, None where nothing is."""
+    """Return the fault of a path, or None."""
     path = Path(need.path)
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         dangling = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
-        return f"missing: {dangling} is a link to {os.readlink(dangling)}, which is gone" if dangling else "missing"
+        return (
+            f"missing: {dangling} is a link to {os.readlink(dangling)}, which does not exist" if dangling else "missing"
+        )
     except OSError as error:
         return f"unreadable ({error.strerror})"
     if path.is_dir() != need.is_folder:
         return "a file where a folder is expected" if need.is_folder else "a folder where a file is expected"
     if need.is_folder:
-        with os.scandir(path) as entries:  # lists one entry; COCO's folder has 118,287
+        with os.scandir(path) as entries:  # reads a single entry; COCO's folder has 118,287
             return None if any(entries) else "an empty folder"
     return None if size else "an empty file"

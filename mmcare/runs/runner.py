@@ -1,6 +1,6 @@
-"""From a config to MMEngine's Runner.
+"""Building of MMEngine's Runner from a config.
 
-MMEngine is imported inside the functions, so that a command line can answer ``--help`` without it.
+MMEngine is imported inside the functions, so that ``--help`` works without it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise UserError for a checkpoint file that does not exist; a URL is left to whoever downloads it."""
+    """Raise UserError if a checkpoint file does not exist; URLs are not checked."""
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"there is no checkpoint {path}: check the path (relative ones start at {os.getcwd()})")
 
 
 def build_runner(cfg: Config, require_all: bool) -> Runner:
-    """Build a Runner that reads checkpoints safely, refuses those that do not fit, and names files it cannot use.
+    """Build a Runner that reads checkpoints safely, refuses misfits, and names data files that it cannot use.
 
     Args:
-        cfg: the config, complete, with ``work_dir`` and ``launcher``.
-        require_all: whether a checkpoint must hold every weight of the model, as for testing and resuming.
+        cfg: the complete config, with ``work_dir`` and ``launcher``.
+        require_all: whether a checkpoint must have every weight of the model, as for testing and resuming.
 
     Raises:
-        UserError: the run cannot be distributed here, the work folder cannot be made, or the model cannot be built as
-            the config says.
+        UserError: the run cannot be distributed on this machine, the work folder cannot be created, or the config has a
+            fault.
     """
     from mmengine.device import get_device
     from mmengine.registry import RUNNERS
@@ -46,16 +46,16 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
         check_processes(cfg.launcher)
     if on_cpus and "runner_type" in cfg:
         raise UserError(
-            f"--launcher {cfg.launcher} needs GPUs for a config with a runner_type of its own, {cfg.runner_type}, and "
-            "this machine has none that torch can use"
+            f"--launcher {cfg.launcher} needs GPUs for a config with its own runner_type, {cfg.runner_type}, and torch "
+            "finds none on this machine"
         )
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the work folder {cfg.work_dir} cannot be made: {error.strerror}") from error
+        raise UserError(f"the work folder {cfg.work_dir} cannot be created: {error.strerror}") from error
     make_loading_safe()
     fit = dict(type="mmcare.CheckpointFitHook", require_all=require_all)
-    # A config that an earlier run wrote to its work folder has that run's hook already.
+    # A config that an earlier run wrote to its work folder already has that run's hook.
     others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != fit["type"]]
     cfg.custom_hooks = [*others, fit]
     kind = CpuRunner if on_cpus else Runner

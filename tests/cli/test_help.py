@@ -1,6 +1,6 @@
-"""What a command line answers where torch and MMEngine cannot be imported: its help, and what is wrong with an option.
+"""Command lines report their help and invalid options even if torch and MMEngine cannot be imported.
 
-That also keeps --help fast, as it is their import that takes seconds.
+This also keeps --help fast, as importing these takes seconds.
 """
 
 import os
@@ -17,7 +17,7 @@ READ_CONFIGS = ("train", "test", "print_config", "browse_dataset")
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """Runs Python with heavy packages that fail to be imported."""
+    """Run Python with heavy packages that cannot be imported."""
     folder = tmp_path_factory.mktemp("broken")
     for name in HEAVY:
         (folder / f"{name}.py").write_text("raise ImportError('heavy')")

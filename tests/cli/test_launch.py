@@ -1,4 +1,4 @@
-"""``python -m mmcare.cli.launch``: torchrun that leaves a tool's sentence the last word."""
+"""``python -m mmcare.cli.launch``: torchrun that keeps a tool's error message as the last line."""
 
 import os
 import socket
@@ -55,7 +55,7 @@ def test_a_crash_keeps_its_trace_and_torchruns_report(tmp_path):
     trace, _, report = done.stderr.partition("ZeroDivisionError")
     assert trace.count("Traceback") == 1
     assert "crash.py" in report
-    assert "Traceback" not in report  # torchrun's own
+    assert "Traceback" not in report  # of torchrun
 
 
 def test_two_machines_find_each_other(tmp_path):
@@ -73,4 +73,4 @@ def test_two_machines_find_each_other(tmp_path):
 
 def test_a_number_of_machines_that_is_none(monkeypatch, refusal):
     monkeypatch.setenv("NNODES", "two")
-    assert refusal(launch.main, "launch") == "NNODES=two is not possible: give a whole number"
+    assert refusal(launch.main, "launch") == "NNODES=two is not valid: give a whole number"

@@ -1,4 +1,4 @@
-"""A mistake is told in one line, by the first process of a run; a bug keeps its stack trace."""
+"""A user error is reported in one line by the first process of a run; a bug keeps its stack trace."""
 
 import pytest
 from torch.utils.data import DataLoader
@@ -59,4 +59,4 @@ def test_another_process_tells_a_mistake_that_the_first_one_has_not_met(monkeypa
         run(mistake)
     assert capsys.readouterr().err == "error: the picture is gone: bring it back\n"
     assert len(seconds) == waits
-    assert all(time >= 10 for time in seconds)  # for the launcher to end it
+    assert all(time >= 10 for time in seconds)  # so that the launcher can end it

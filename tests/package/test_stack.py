@@ -194,7 +194,7 @@ class TestBounds:
     def test_outside(self, site, package, distribution, source, version):
         site.install({**ORIGINAL, "mmcv": version, distribution: "1.0"}, {**MODULES, package: source})
         assert site.complaint(package) == (
-            f"{package} takes mmcv from 2.0.0rc4 to below 2.2.0, but mmcv {version} is installed: "
+            f"{package} needs mmcv from 2.0.0rc4 to below 2.2.0, but mmcv {version} is installed: "
             f"run `{COMPILE} 'mmcv>=2.0.0rc4,<2.2.0'`"
         )
 
@@ -215,7 +215,7 @@ class TestBounds:
 def test_mmengine_out_of_bounds(site):
     site.install({**ORIGINAL, "mmengine": "1.0.0", "mmsegmentation": "1.2.2"}, {**MODULES, "mmseg": MMSEG})
     assert site.complaint("mmseg") == (
-        "mmseg takes mmengine from 0.5.0 to below 1.0.0, but mmengine 1.0.0 is installed: "
+        "mmseg needs mmengine from 0.5.0 to below 1.0.0, but mmengine 1.0.0 is installed: "
         "run `pip install 'mmengine>=0.5.0,<1.0.0'`"
     )
 
@@ -266,8 +266,8 @@ def test_command_line_judges_whatever_is_installed(site):
     site.install({**ORIGINAL, "mmcv": "2.2.0", "mmdet": "3.3.0"}, {**MODULES, "mmdet": MMDET})
     done = site.python("-m", "mmcare.stack")
     assert done.returncode == 1
-    assert re.search(r"^mmdet +mmdet +3.3.0 +mmdet takes mmcv from 2.0.0rc4 to below 2.2.0", done.stdout, re.MULTILINE)
-    assert done.stderr.startswith("error: mmdet takes mmcv")
+    assert re.search(r"^mmdet +mmdet +3.3.0 +mmdet needs mmcv from 2.0.0rc4 to below 2.2.0", done.stdout, re.MULTILINE)
+    assert done.stderr.startswith("error: mmdet needs mmcv")
     assert done.stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Mixed precision on the CPU: bfloat16 within the model's parts, float32 between them, whatever they return."""
+"""Mixed precision on the CPU: bfloat16 within the model's parts, float32 between them, for all types of outputs."""
 
 from collections import OrderedDict, namedtuple
 
@@ -12,7 +12,7 @@ Maps = namedtuple("Maps", ["low", "high"])
 
 
 class Model(nn.Module):
-    """Two linear layers, of which the first hands on its output in a form to choose."""
+    """Two linear layers, the first of which returns its output in a given type of container."""
 
     def __init__(self, form=lambda output: output):
         super().__init__()

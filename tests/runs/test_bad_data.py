@@ -1,4 +1,4 @@
-"""Odd data through tools/train.py and tools/test.py: what MMDetection accepts is accepted, the rest refused by name."""
+"""Unusual data in tools/train.py and tools/test.py: accepted if MMDetection accepts it, otherwise refused by name."""
 
 import json
 import math
@@ -76,7 +76,7 @@ model = dict(
 )
 """,
 }
-SMALL = {  # of the images after resizing
+SMALL = {  # sizes of the images after resizing
     "detection": [
         "train_dataloader.dataset.pipeline.2.scale=(96,64)",
         "test_dataloader.dataset.pipeline.1.scale=(96,64)",
@@ -99,7 +99,7 @@ def task(head):
 
 
 def picture(height=64, width=96, channels=3):
-    """Smooth noise, so that it takes many bytes as a JPEG."""
+    """Return smooth noise, which makes a large JPEG."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     return cv2.GaussianBlur(noise, (3, 3), 0).reshape(height, width, channels)
 
@@ -111,12 +111,12 @@ def mark(image_id, bbox=(10, 10, 30, 30), **changes):
 
 
 def images():
-    """Images of every kind that OpenCV reads, as a function that writes each."""
+    """Return a function for each kind of image that OpenCV reads, which writes one."""
     color, gray, deep = picture(), picture(channels=1), (picture().astype(np.uint16) << 8) + 7
     indexed = Image.fromarray(gray[..., 0] % 4, mode="P")
     indexed.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by 90° before it is shown
+    turned[0x0112] = 6  # EXIF orientation: rotated by 90°
     return {
         "plain.png": lambda path: cv2.imwrite(path, color),
         "gray.png": lambda path: cv2.imwrite(path, gray),
@@ -136,7 +136,7 @@ SIZES = {"flat.png": (1, 96), "narrow.png": (64, 1), "pixel.png": (1, 1)}
 
 
 class Ground:
-    """A folder with a data set and a config, and the tools run on it."""
+    """A folder with a data set and a config, on which the tools run."""
 
     def __init__(self, folder, head, names):
         self.folder, self.head = folder, head
@@ -163,7 +163,7 @@ class Ground:
         self.image, self.label_map = folder / "images/plain.png", folder / "maps/plain.png"
 
     def checkpoint(self):
-        """A checkpoint of the untrained model."""
+        """Write a checkpoint of the untrained model, and return its path."""
         cfg = Config.fromfile(self.config)
         init_default_scope(cfg.default_scope)
         path = self.folder / "untrained.pth"
@@ -191,12 +191,12 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for launcher in LAUNCHERS.values():
         monkeypatch.delenv(launcher.rank, raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it: whatever they set is undone with this
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it; monkeypatch restores it
 
 
 @pytest.fixture
 def run(in_process):
-    """Runs a tool that has to succeed on a data set."""
+    """Run a tool that must succeed on a data set."""
 
     def run(ground, tool, *options, checkpoint=(), extra=()):
         status, printed = in_process(tools[tool].main, tool, *ground.arguments(*options, checkpoint=checkpoint), *extra)
@@ -207,7 +207,7 @@ def run(in_process):
 
 @pytest.fixture
 def refuse(refusal):
-    """Runs a tool that has to refuse its data, and returns its sentence."""
+    """Run a tool that must refuse its data, and return the message."""
 
     def refuse(ground, tool, *options):
         checkpoint = [ground.checkpoint()] if tool == "test" else []
@@ -246,7 +246,7 @@ def test_a_flipped_image_of_one_column(tmp_path, run):
     ground = Ground(tmp_path / "data", "semantic_fpn", ["narrow.png"] * 2)
     step = "train_dataloader.dataset.pipeline"
     cfg = Config.fromfile(ground.config)
-    last = len(cfg.train_dataloader.dataset.pipeline) - 2  # before the packing
+    last = len(cfg.train_dataloader.dataset.pipeline) - 2  # the step before packing
     flips = [f"{step}.{last - 1}.prob=0.0", f"{step}.{last}.type=RandomFlip", f"{step}.{last}.prob=1.0"]
     one_column = [f"{step}.2.scale=(64,64)", f"{step}.2.ratio_range=(1.0,1.0)"]
     run(ground, "train", *flips, *one_column)
@@ -332,7 +332,7 @@ ANNOTATIONS = {
     "same id twice": (lambda coco: coco["annotations"].extend([mark(0, id=7), mark(0, id=7)]), "the id 7"),
     "other classes": (lambda coco: coco.update(categories=[dict(id=1, name="person")]), "no category box, disc"),
     "a class too few": (lambda coco: coco["categories"].pop(), "no category disc"),
-    "no images": (lambda coco: coco.update(images=[], annotations=[]), "nothing is left of the 0 images"),
+    "no images": (lambda coco: coco.update(images=[], annotations=[]), "all of the 0 images"),
 }
 
 
@@ -340,7 +340,7 @@ ANNOTATIONS = {
 def test_an_annotation_file_that_cannot_be_used_is_named(tmp_path, refuse, fault):
     ground = Ground(tmp_path / "data", "retinanet", ["plain.png"])
     spoil, told = ANNOTATIONS[fault]
-    ground.arguments()  # gives the ids
+    ground.arguments()  # assigns the ids
     (ground.folder / "marks.json").unlink()
     spoil(ground.coco)
     error = refuse(ground, "train")
@@ -373,7 +373,7 @@ def test_an_instance_without_a_mask_of_its_image_is_named(tmp_path, refuse, segm
 def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path, refuse):
     ground = Ground(tmp_path / "detection", "retinanet", ["plain.png"])
     error = refuse(ground, "train", "train_dataloader.dataset.filter_cfg.min_size=65")
-    assert "nothing is left of the 1 images" in error
+    assert "all of the 1 images" in error
     assert "min_size" in error
     ground = Ground(tmp_path / "segmentation", "semantic_fpn", ["plain.png"])
     error = refuse(ground, "train", "train_dataloader.dataset.img_suffix=.jpg")
@@ -396,7 +396,7 @@ def test_the_real_command_names_a_file_that_a_worker_process_cannot_read(tmp_pat
 def test_odd_annotations_are_what_mmdetection_makes_of_them(tmp_path, run):
     ground = Ground(tmp_path / "data", "mask_rcnn", ["plain.png", "gray.png", "alpha.png", "deep.png"])
     crowd = dict(size=[64, 96], counts=[0, 64 * 20, 64 * 76])
-    line = [[1, 2, 3, 4]]  # no polygon: trained without a mask, and what pycocotools cannot evaluate
+    line = [[1, 2, 3, 4]]  # not a polygon: trained without a mask, and pycocotools cannot evaluate it
     ground.coco["annotations"] = [
         mark(0, (80, 50, 40, 40)),  # partly outside
         mark(0, (200, 10, 30, 30)),  # outside
@@ -408,7 +408,7 @@ def test_odd_annotations_are_what_mmdetection_makes_of_them(tmp_path, run):
         mark(0, (7, 7, 30, 30), segmentation=line),
         mark(1, (0, 0, 20, 64), iscrowd=1, segmentation=crowd),
         mark(2, (10, 10, 0, 0)),
-        mark(77),  # of no image
+        mark(77),  # without an image
     ]
     boxes = [
         [(mark["bbox"], mark["ignore_flag"]) for mark in item["instances"]]
@@ -420,7 +420,7 @@ def test_odd_annotations_are_what_mmdetection_makes_of_them(tmp_path, run):
         [],
         [],
     ]
-    assert len(ground.dataset("train")) == 3  # the config's filter_cfg leaves out the image without annotations
+    assert len(ground.dataset("train")) == 3  # the config's filter_cfg removes the image without annotations
     run(ground, "train", "default_hooks.logger.interval=1", "train_dataloader.batch_size=1")
     assert len(losses(ground.folder / "work")) == 3
     assert all(map(math.isfinite, losses(ground.folder / "work")))

@@ -1,4 +1,4 @@
-"""From a config to a Runner."""
+"""Building a Runner from a config."""
 
 from pathlib import Path
 from types import SimpleNamespace

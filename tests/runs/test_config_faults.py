@@ -1,4 +1,4 @@
-"""A config that does not fit what it names is told in a sentence; a bug in a run keeps its stack trace."""
+"""A config error is reported in one sentence; a bug keeps its stack trace."""
 
 import pytest
 from helpers import CONFIGS
@@ -51,7 +51,7 @@ def test_what_whoever_builds_a_part_adds_or_takes_away_is_no_fault(cfg):
     cfg.merge_from_dict(
         {
             "train_dataloader.dataset": dict(wrapped, _delete_=True),
-            # DETR's head takes this weight out before it builds its loss.
+            # DETR's head removes this weight before it builds its loss.
             "model.rpn_head.loss_cls.bg_cls_weight": 0.1,
             "train_dataloader.sampler": dict(type="InfiniteSampler", shuffle=True, _delete_=True),
             "custom_hooks": [dict(type="EMAHook", momentum=0.1, priority="LOW"), dict(type="mmcare.FiniteLossHook")],
@@ -71,7 +71,11 @@ FAULTS = {
     "unknown model": ("model.type", "MaskRCN", "model has type='MaskRCN', which is not registered"),
     "unknown backbone": ("model.backbone.type", "mmcare.CAREE", "model.backbone has type='mmcare.CAREE', which is not"),
     "unknown package": ("model.backbone.type", "mmnowhere.Net", "model.backbone has type='mmnowhere.Net'"),
-    "unknown argument": ("model.backbone.colour", 1, "model.backbone does not fit mmcare.CARE, which takes no colour"),
+    "unknown argument": (
+        "model.backbone.colour",
+        1,
+        "model.backbone does not fit mmcare.CARE, which has no argument colour",
+    ),
     "unknown loss": ("model.rpn_head.loss_cls.type", "Loss", "model.rpn_head.loss_cls has type='Loss'"),
     "unknown coder": ("model.rpn_head.bbox_coder.type", "Coder", "model.rpn_head.bbox_coder has type='Coder'"),
     "missing argument": ("model", dict(type="RetinaNet", _delete_=True), "model does not fit RetinaNet, which needs "),
@@ -80,16 +84,16 @@ FAULTS = {
     "transform": (
         "train_dataloader.dataset.pipeline.2.size",
         3,
-        "train_dataloader.dataset.pipeline.2 does not fit Resize, which takes no size",
+        "train_dataloader.dataset.pipeline.2 does not fit Resize, which has no argument size",
     ),
     "sampler": ("val_dataloader.sampler.type", "Sampler", "val_dataloader.sampler has type='Sampler'"),
-    "metric": ("test_evaluator.metrik", "bbox", "test_evaluator does not fit CocoMetric, which takes no metrik"),
+    "metric": ("test_evaluator.metrik", "bbox", "test_evaluator does not fit CocoMetric, which has no argument metrik"),
     "hook": ("custom_hooks", [dict(type="NoHook")], "custom_hooks.0 has type='NoHook'"),
-    "default hook": ("default_hooks.logger.every", 5, "default_hooks.logger does not fit LoggerHook, which takes no"),
-    "optimizer": ("optim_wrapper.optimizer.rate", 0.1, "optim_wrapper.optimizer does not fit AdamW, which takes no"),
+    "default hook": ("default_hooks.logger.every", 5, "default_hooks.logger does not fit LoggerHook, which has no"),
+    "optimizer": ("optim_wrapper.optimizer.rate", 0.1, "optim_wrapper.optimizer does not fit AdamW, which has no"),
     "wrapper": ("optim_wrapper.type", "Wrapper", "optim_wrapper has type='Wrapper'"),
     "scheduler": ("param_scheduler.0.type", "LR", "param_scheduler.0 has type='LR'"),
-    "loop": ("train_cfg.epochs", 3, "train_cfg does not fit EpochBasedTrainLoop, which takes no epochs"),
+    "loop": ("train_cfg.epochs", 3, "train_cfg does not fit EpochBasedTrainLoop, which has no argument epochs"),
     "visualizer": ("visualizer.type", "Vis", "visualizer has type='Vis'"),
 }
 
@@ -116,7 +120,7 @@ def test_a_class_in_place_of_its_name(cfg):
     cfg.model.backbone.type = CARE
     assert_no_fault(cfg)
     cfg.model.backbone.colour = 1
-    assert_fault(cfg, "model.backbone does not fit CARE, which takes no colour")
+    assert_fault(cfg, "model.backbone does not fit CARE, which has no argument colour")
 
 
 @pytest.mark.parametrize("settings", [dict(type="mmcare.CAREE"), dict(type="mmcare.CARE", colour=1)])

@@ -1,4 +1,4 @@
-"""Several processes: the scripts that start them, real runs of two on the CPU, and what keeps a run from starting."""
+"""Distributed runs: the launch scripts, real runs of two processes on the CPU, and errors before the start."""
 
 import json
 import os
@@ -73,7 +73,7 @@ OF_LAUNCHERS = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PORT", "RA
 
 
 def environment(**more):
-    """This process's, without a GPU and without what a launcher has set for it."""
+    """Return this process's environment without GPUs and without the variables of a launcher."""
     kept = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     own = dict(PYTHON=sys.executable, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="-1")
     return {**kept, **own, **{name: str(value) for name, value in more.items()}}
@@ -85,7 +85,7 @@ def run_script(name, *args, cwd, **more):
 
 
 def told(done):
-    """What the processes of a run that had to succeed said."""
+    """Check that the processes of a run succeeded, and return their output."""
     return succeed(done) + done.stderr
 
 
@@ -98,7 +98,7 @@ def free_port():
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in OF_LAUNCHERS:  # set first, so that whatever the code sets is undone
+    for name in OF_LAUNCHERS:  # set them first, so that monkeypatch restores them
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -148,7 +148,7 @@ def assert_one_model_was_trained(run, checkpoint):
         assert torch.equal(weight, saved[name])
     for ours, theirs in zip(first["images"], second["images"], strict=True):
         assert len({*ours, *theirs}) == len(ours) + len(theirs)  # no image twice in a step
-    assert run.log.count("2 processes, connected by gloo, run on the CPU") == 1
+    assert run.log.count("2 processes run on the CPU, connected by gloo") == 1
     losses = [json.loads(line) for line in next(run.work_dir.glob("*/vis_data/scalars.json")).read_text().splitlines()]
     return [entry["loss"] for entry in losses if "loss" in entry]
 
@@ -157,7 +157,7 @@ def assert_one_model_was_trained(run, checkpoint):
 def test_two_processes_train_one_detector(detector):
     losses = assert_one_model_was_trained(detector, "epoch_40.pth")
     assert losses[-1] < 0.8 * losses[0]
-    assert "SyncBN needs GPUs" not in detector.log  # it has none
+    assert "SyncBN needs GPUs" not in detector.log  # the detector has no SyncBN
 
 
 @pytest.mark.stack
@@ -171,7 +171,8 @@ def test_two_tasks_of_slurm_train_one_segmentor_in_mixed_precision_without_the_s
 
 def metrics(ground, work_dir):
     (file,) = (ground.folder / work_dir).glob("*/*.json")
-    # MMEngine has every process write this file: the same metrics, then times whose ends may stand after the brace.
+    # In MMEngine every process writes this file, with the same metrics. Their times differ in length, so the end of a
+    # longer one may follow the closing brace.
     told, _ = json.JSONDecoder().raw_decode(file.read_text())
     return {name: value for name, value in told.items() if "time" not in name}
 
@@ -211,7 +212,7 @@ def test_two_tasks_of_slurm_measure_what_one_process_measures_on_an_odd_number_o
 
 @pytest.mark.parametrize(("family", "arch"), [(CARE, "s0"), (CASViT, "xs")])
 def test_every_parameter_that_is_trained_gets_a_gradient(family, arch):
-    # DistributedDataParallel waits for each of them.
+    # DistributedDataParallel waits for the gradient of each of them.
     small = dict(family.arch_settings[arch], depths=(1, 1, 1, 1))
     for indices in (subset for size in (1, 2, 3, 4) for subset in combinations(range(4), size)):
         for frozen_stages in (-1, 0, max(indices)):
@@ -237,15 +238,15 @@ def test_a_script_says_how_it_is_called(tmp_path, name):
 
 
 def set_device(monkeypatch, device):
-    for user in ("mmcare.runs.distributed", "mmengine.device"):  # in this order, as the first imports from the second
+    for user in ("mmcare.runs.distributed", "mmengine.device"):  # in this order, as the first imports the second
         monkeypatch.setattr(f"{user}.get_device", lambda: device)
 
 
 @pytest.mark.parametrize(
     ("launcher", "device", "variables", "told"),
     [
-        ("pytorch", "cuda", dict(LOCAL_RANK=0, LOCAL_WORLD_SIZE=3), "3 processes .* use 2 of its GPUs"),
-        ("slurm", "cuda", dict(LOCAL_RANK=2), "3 processes .* use 2 of its GPUs"),
+        ("pytorch", "cuda", dict(LOCAL_RANK=0, LOCAL_WORLD_SIZE=3), "3 processes .* use only 2 of its GPUs"),
+        ("slurm", "cuda", dict(LOCAL_RANK=2), "3 processes .* use only 2 of its GPUs"),
         ("mpi", "cuda", dict(LOCAL_RANK=0), "MASTER_ADDR"),
         ("pytorch", "mps", dict(LOCAL_RANK=0), "Apple's GPUs"),
         ("pytorch", "cpu", dict(LOCAL_RANK=0), "runner_type"),
@@ -271,7 +272,7 @@ def test_with_a_gpu_for_each_process_the_run_is_mmengines(monkeypatch):
     assert runner.kind is Runner
 
 
-# -- how the processes are connected -----------------------------------------------------------------------------------
+# -- connecting the processes ------------------------------------------------------------------------------------------
 
 
 @MODELS.register_module()
@@ -308,7 +309,7 @@ SCONTROL = """#!/bin/sh
 
 
 class Connecting(Exception):
-    """Ends a run where it would wait for the other processes."""
+    """Raised where a run would wait for the other processes."""
 
 
 @pytest.mark.parametrize(

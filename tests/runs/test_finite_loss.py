@@ -1,4 +1,4 @@
-"""A training ends at the first loss that is not finite, before it spoils the weights."""
+"""A training ends at the first loss that is not finite, before it damages the weights."""
 
 import re
 from copy import deepcopy
@@ -17,7 +17,7 @@ from mmcare.data.sample import prepare
 
 
 class Toy(BaseModel):
-    """A weight, of which the images decide what becomes."""
+    """A model with one weight, whose losses are given by the images."""
 
     def __init__(self):
         super().__init__()
@@ -63,13 +63,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_its_step(tmp_path, v
     assert re.fullmatch(told, str(raised.value))
     assert runner.iter == 1
     assert runner.model.weight.isfinite().all()
-    assert not runner.model.weight.equal(torch.ones(1))  # the first step was taken
+    assert not runner.model.weight.equal(torch.ones(1))  # the first optimizer step was taken
 
 
 def test_images_without_paths(tmp_path):
-    with pytest.raises(
-        UserError, match=r"iteration 1 .* loss_list = nan for images that the pipeline gives no paths of"
-    ):
+    with pytest.raises(UserError, match=r"iteration 1 .* loss_list = nan for images without a path in the pipeline"):
         toy_runner(tmp_path / "run", [image(float("nan"))]).train()
 
 
@@ -78,11 +76,11 @@ def test_finite_losses_train_whatever_the_metrics_beside_them(tmp_path):
     runner.train()
     assert runner.epoch == 2
     assert (tmp_path / "run/epoch_2.pth").exists()
-    deepcopy(runner.model)  # as MMEngine's EMAHook does before a test: a Runner that hung on it could not be copied
+    deepcopy(runner.model)  # as MMEngine's EMAHook does before a test; it fails if the model refers to the Runner
 
 
 class Steep(Toy):
-    """The loss is 0, its slope is not a number."""
+    """A model whose loss is 0 and whose gradient is not a number."""
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
         return {"loss": (self.weight - 1).abs().sqrt().sum()}
@@ -97,7 +95,7 @@ def test_spoiled_weights_are_not_saved(tmp_path):
 
 
 class Normed(Toy):
-    """The images spoil nothing but a batch norm's running variance: twice the largest number is infinite."""
+    """A model whose images make only a batch norm's running variance infinite, by overflow."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +122,7 @@ def test_a_buffer_that_is_infinite_from_the_start_is_saved(tmp_path):
 @pytest.mark.stack
 def test_training_with_far_too_large_a_learning_rate(tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # the tool sets it: whatever it sets is undone with this
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tool sets it; monkeypatch restores it
     prepare()
     (tmp_path / "detector.py").write_text(DETECTOR)
     settings = [

@@ -1,4 +1,4 @@
-"""What is missing is told at once, and nothing that is there or is not on this machine's disks is complained about."""
+"""Missing files are reported all at once, and existing or remote files are not."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def damage_kinds():
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (damage_link, ["coco is a link to /mnt/unplugged/coco, which is gone"]),
+        (damage_link, ["coco is a link to /mnt/unplugged/coco, which does not exist"]),
         (damage_empty_file, ["an empty file"]),
         (damage_empty_folder, ["an empty folder"]),
         (damage_kinds, ["a file where a folder is expected", "a folder where a file is expected"]),

@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_told_and_drawn_around(tmp_path):
     write_run(tmp_path, "20260101_000000", [train(1, 2.0), train(2, float("nan")), train(3, 1.0)])
     curves = read_curves(tmp_path)
     assert "not a finite number from iteration 2" in summarize(curves)
-    assert "Nothing was validated yet." in summarize(curves)
+    assert "There is no validation yet." in summarize(curves)
     assert smooth([2.0, float("nan"), 1.0]) == [2.0, 2.0, 1.0]
     write_picture(draw_curves(curves, "title"), tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()

@@ -80,7 +80,7 @@ def test_a_mistake_in_browsing_is_told(refusal, args, message):
 def test_browsing_asks_for_no_weights_and_no_validation_data(in_process):
     status, printed = in_process(browse_dataset.main, "browse", DETECTION, "--not-show", "--output-dir", "x")
     assert status == 2
-    assert printed.err.startswith("error: files that this run reads are missing:\n  data/coco/annotations/")
+    assert printed.err.startswith("error: files that this run needs are missing:\n  data/coco/annotations/")
     assert "train2017" in printed.err
     assert "val2017" not in printed.err
     assert "checkpoints/" not in printed.err

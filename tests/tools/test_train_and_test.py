@@ -250,7 +250,7 @@ def test_a_mistake_is_told_in_one_line(refusal, tmp_path, tool, args, told):
 def test_a_missing_data_set_is_told_by_the_real_command(tmp_path):
     done = run_tool("train", DETECTION, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: files that this run reads are missing")
+    assert done.stderr.startswith("error: files that this run needs are missing")
     assert "data/coco/train2017/" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []  # nothing was begun
@@ -263,7 +263,7 @@ def test_a_config_may_resume_without_naming_a_checkpoint(in_process):
     cfg.dump("mine.py")
     status, printed = in_process(train.main, "train", "mine.py")
     assert status == 2
-    assert printed.err.startswith("error: files that this run reads are missing")
+    assert printed.err.startswith("error: files that this run needs are missing")
 
 
 # -- from end to end ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be loaded by a Runner."""
+"""A hook that refuses checkpoints that do not fit the model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuse a checkpoint that does not fit the model, where MMEngine would warn and go on with random weights.
+    """Refuse a checkpoint that does not fit the model; MMEngine would warn and continue with random weights.
 
     Args:
-        require_all: whether every weight of the model must be in the checkpoint, as for testing and resuming; False
-            for a checkpoint to start training from.
+        require_all: whether the checkpoint must have every weight of the model, as for testing and resuming; False for
+            a checkpoint from which a training starts.
     """
 
     priority = "VERY_LOW"
@@ -26,12 +26,12 @@ class CheckpointFitHook(Hook):
         self.require_all = require_all
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare names and shapes before the weights are loaded, and leave only those that the model takes.
+        """Check names and shapes before the weights are loaded, and remove weights that the model does not use.
 
         Raises:
             UserError: the checkpoint does not fit.
         """
-        source = checkpoint.get("filename", "the checkpoint")  # there after mmcare.make_loading_safe()
+        source = checkpoint.get("filename", "the checkpoint")  # set after mmcare.make_loading_safe()
         target = f"the {type(unwrapped(runner.model)).__name__} of this config"
-        # What the model has no use for is told here. MMEngine would tell it once more, be it as it should be or not.
+        # fit_weights logs unused weights. If they stayed, MMEngine would warn of all of them, even of expected ones.
         checkpoint["state_dict"] = fit_weights(runner.model, checkpoint["state_dict"], source, target, self.require_all)

@@ -1,4 +1,4 @@
-"""Testing with the fast form of the model."""
+"""A hook for testing with the fast form of the model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class ReparameterizeHook(Hook):
-    """Test with the model's fast form (see :func:`mmcare.reparameterize`), and put the trained one back afterwards.
+    """Test with the fast form of the model (see :func:`mmcare.reparameterize`), and restore the trained model after.
 
-    The fast form is made when the weights are those to test with: after the checkpoint is loaded, and after EMAHook has
-    put the averaged weights in their place.
+    The fast form is made once the model has the weights to test: after the checkpoint is loaded and EMAHook has
+    switched to the averaged weights.
     """
 
     priority = "LOW"
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Replace the model; raise UserError where it has no backbone of mmcare's."""
+        """Replace the model with its fast form; raise UserError if it has no mmcare backbone."""
         self._trained = runner.model
         runner.model = reparameterize(runner.model)
-        # Where the config says to compile, MMEngine has put a compiled step into the trained model, and so its copy.
+        # If the config enables compilation, the trained model has a compiled step, which was copied as well.
         if vars(runner.model).pop("test_step", None):
             settings = runner.cfg.compile
             runner.model.test_step = torch.compile(
@@ -33,6 +33,6 @@ class ReparameterizeHook(Hook):
         runner.logger.info("Testing with the model's fast form")
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Put the trained model back."""
+        """Restore the trained model."""
         runner.model = self._trained
         del self._trained

@@ -1,4 +1,4 @@
-"""Checkpoints of which a failed save costs none."""
+"""A checkpoint hook that deletes old checkpoints only after a new one is saved."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook, in another order: save, then note it in ``last_checkpoint``, then delete what must go.
+    """MMEngine's CheckpointHook in a safe order: save, update ``last_checkpoint``, then delete outdated checkpoints.
 
-    That each file is written whole is :func:`mmcare.checkpoints.guard_checkpoint_saving`'s part. The arguments are
-    CheckpointHook's.
+    :func:`mmcare.checkpoints.guard_checkpoint_saving` makes each file's writing atomic. The arguments are those of
+    CheckpointHook.
     """
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self.file_backend = _PatientBackend(self.file_backend, self.out_dir)
+        self.file_backend = _PostponingBackend(self.file_backend, self.out_dir)
         if is_main_process():
             for folder in {runner.work_dir, self.out_dir}:
                 for name in clear_leftovers(folder):
-                    runner.logger.info(f"removed {name} from {folder}, left behind by a process that was killed")
+                    runner.logger.info(f"removed {name} from {folder}, left by a killed process")
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
         with self._deleting_last():
@@ -45,17 +45,17 @@ class SafeCheckpointHook(CheckpointHook):
 
     @contextmanager
     def _deleting_last(self) -> Iterator[None]:
-        """Delete what the hook wants to delete meanwhile after it has saved; nothing if it could not save."""
+        """Postpone the hook's deletions until it has saved; delete nothing if saving fails."""
         yield
         best = getattr(self, "best_ckpt_path_dict", None) or {"": getattr(self, "best_ckpt_path", None)}
-        if hasattr(self, "file_backend"):  # where there is a training, not a validation alone
+        if hasattr(self, "file_backend"):  # in training; not in validation alone
             self.file_backend.delete(spared={self.last_ckpt, *best.values()})
 
 
-class _PatientBackend:
-    """A file backend that deletes a folder's files when it is asked once more, and none of another folder.
+class _PostponingBackend:
+    """A file backend that postpones deletions, and deletes files in one folder only.
 
-    A training that was resumed from another folder's checkpoint believes the best one there to be its own.
+    Otherwise a training that was resumed from another folder's checkpoint would delete the best checkpoint there.
     """
 
     def __init__(self, backend: Any, folder: str) -> None:
@@ -78,12 +78,12 @@ class _PatientBackend:
     rmtree = remove
 
     def delete(self, spared: set[str | None]) -> None:
-        """Delete what was to be removed, save what has been saved under the same name meanwhile."""
+        """Run the postponed deletions, except for ``spared`` files, which were saved again under the same name."""
         outdated, self._outdated = set(self._outdated) - spared, []
         for path in outdated:
             if self._backend.isfile(path):
                 self._backend.remove(path)
-            elif self._backend.isdir(path):  # as DeepSpeed saves them
+            elif self._backend.isdir(path):  # DeepSpeed saves checkpoints as folders
                 self._backend.rmtree(path)
 
     def _own(self, path: str) -> str:
