@@ -1,4 +1,4 @@
-"""The sample data and people's own data sets."""
+"""The sample data, and access to the data sets in a config."""
 
 from .configs import innermost_datasets, is_pretrained, type_name
 

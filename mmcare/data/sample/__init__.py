@@ -1,7 +1,7 @@
-"""A small data set of drawn shapes, made on demand, in COCO's format and in ADE20K's over the same images.
+"""A small data set of drawn shapes, generated on demand, in COCO's and in ADE20K's format with the same images.
 
-It lets every config be trained and tested to the end without a download. Objects overlap, are cut off by the image's
-edge and differ in size, and colour only hints at their class, so it takes a working model to do well.
+With it every config can be trained and tested to the end without a download. Objects overlap, are cut off at the border
+of the image and differ in size, and colour only hints at their class, so only a working model scores well.
 """
 
 from .contact_sheet import draw_contact_sheet

@@ -1,4 +1,4 @@
-"""A picture that shows some of the sample data with its annotations."""
+"""A contact sheet of the sample data with its annotations."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ZOOM = 2
 
 
 def draw_contact_sheet(folder: Path) -> np.ndarray:
-    """Draw the first validation images of a data set: each plain, with its objects, and its label map below.
+    """Draw the first validation images of a data set: each plain, with its objects, and as a label map.
 
     Args:
-        folder: the data set's, as :func:`mmcare.data.sample.prepare` returns it.
+        folder: the folder of the data set, from :func:`mmcare.data.sample.prepare`.
 
     Returns:
-        The picture, (H, W, 3), BGR, 8 bits. In the label maps black is unlabelled.
+        The picture, (H, W, 3), BGR, 8 bits. Black pixels of a label map are unlabelled.
     """
     coco = json.loads((folder / "coco/annotations/instances_val2017.json").read_text())
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)

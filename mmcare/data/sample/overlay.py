@@ -1,4 +1,4 @@
-"""The sample data laid over a config: same model, other data, a schedule of minutes, training from scratch."""
+"""Switching a config to the sample data: the same model, with other data, a short schedule, trained from scratch."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 SCALE = (128, 96)
-"""Bounds of an image's long and short side after resizing, in pixels."""
+"""Limits of an image's long and short side after resizing, in pixels."""
 CROP = (96, 96)
 """Height and width of the training crops in segmentation, in pixels."""
 
 
 def overlay_sample(cfg: Config, root: Path) -> None:
-    """Replace, in place, what a config says of data, classes, image scale, batch, schedule and weights to start from.
+    """Replace, in place, a config's data, classes, image scale, batch size, schedule and initial weights.
 
     Args:
         cfg: a detection (``default_scope`` mmdet) or segmentation (mmseg) config.
-        root: folder of the sample data, as :func:`mmcare.data.sample.prepare` returns it.
+        root: folder of the sample data, from :func:`mmcare.data.sample.prepare`.
 
     Raises:
-        UserError: the config is of another project.
+        UserError: the config is for another project.
     """
     overlays = {"mmdet": _overlay_detection, "mmseg": _overlay_segmentation}
     scope = cfg.get("default_scope")
     if scope not in overlays:
         raise UserError(
-            f"--sample knows detection and segmentation configs (default_scope {' or '.join(overlays)}), "
+            f"--sample supports detection and segmentation configs (default_scope {' or '.join(overlays)}), "
             f"but this one has default_scope {scope!r}"
         )
     _start_from_scratch(cfg.model)
     overlays[scope](cfg, root)
-    for name in ("test_pipeline", "tta_pipeline"):  # which inferencers and --tta take, whatever the dataloaders have
+    for name in ("test_pipeline", "tta_pipeline"):  # used by inferencers and --tta
         if name in cfg:
             cfg[name] = _rescaled(cfg[name])
     cfg.randomness = dict(seed=0)
@@ -70,10 +70,10 @@ def _overlay_detection(cfg: Config, root: Path) -> None:
 
 
 def _detect_small_objects(model: Config) -> None:
-    """Fit a detector to images of 100 pixels, and to learning in minutes what otherwise takes days.
+    """Adapt a detector to images of 100 pixels and to training in minutes.
 
-    Group norm in the neck and the head stands in for pretrained weights, as in "Rethinking ImageNet Pre-training"
-    (https://arxiv.org/abs/1811.08883).
+    Group norm in the neck and the head compensates for missing pretrained weights, as in "Rethinking ImageNet
+    Pre-training" (https://arxiv.org/abs/1811.08883).
     """
     norm = _group_norm(model.neck.out_channels)
     model.neck.norm_cfg = norm
@@ -93,7 +93,7 @@ def _overlay_segmentation(cfg: Config, root: Path) -> None:
     _set(cfg.model, "num_classes", len(SEMANTIC_CLASSES))
     cfg.model.data_preprocessor.size = CROP
     _segment_small_images(cfg.model)
-    # ADE20KDataset knows ADE20K's own classes only
+    # ADE20KDataset supports only ADE20K's classes.
     data = dict(
         type="BaseSegDataset",
         data_root=f"{root}/ade/ADEChallengeData2016",
@@ -124,7 +124,7 @@ def _overlay_segmentation(cfg: Config, root: Path) -> None:
 
 
 def _segment_small_images(model: Config) -> None:
-    """Fit a segmentor to learning a few classes in minutes."""
+    """Adapt a segmentor to learning a few classes in minutes."""
     for part in _parts(model):
         if part.get("type") == "FPN":
             part.norm_cfg = _group_norm(part.out_channels)
@@ -133,7 +133,7 @@ def _segment_small_images(model: Config) -> None:
 
 
 def _augment_little(pipeline: list[Any]) -> None:
-    """Keep augmentation from hiding what is to be learned: colour hints at the classes, and time is short."""
+    """Reduce augmentation, as colour hints at the classes and training is short."""
     for step in _parts(pipeline):
         if step.get("type") == "RandomResize":
             step.ratio_range = (0.9, 1.1)
@@ -142,16 +142,16 @@ def _augment_little(pipeline: list[Any]) -> None:
 
 
 def _group_norm(channels: int) -> dict[str, Any]:
-    """Return the norm for a neck or head: 32 groups, fewer where a group would have less than 4 channels."""
+    """Return the norm for a neck or head: 32 groups, or fewer if a group would have less than 4 channels."""
     return dict(type="GN", num_groups=gcd(32, channels // 4))
 
 
 def _schedule(cfg: Config, steps: int, lr: float) -> None:
-    """Set the schedule: a warm-up, a third of the steps at the full learning rate, and a cosine to its end."""
+    """Set the schedule: warm-up, the full learning rate for a third of the steps, then cosine annealing."""
     cfg.optim_wrapper = dict(
         type="OptimWrapper",
         optimizer=dict(type="AdamW", lr=lr, weight_decay=0.05),
-        # The backbones' narrow layers bear larger steps than the wide ones of neck and head
+        # The narrow layers of the backbones tolerate larger steps than the wide layers of neck and head.
         paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"backbone": dict(lr_mult=1e-3 / lr)}),
         clip_grad=dict(max_norm=35),
     )
@@ -169,7 +169,7 @@ def _schedule(cfg: Config, steps: int, lr: float) -> None:
 
 
 def _start_from_scratch(model: Config) -> None:
-    """Take out the weights to start from, so batch norms learn their statistics and nothing is held back."""
+    """Remove pretrained weights, freezing and drop path, and let batch norms learn their statistics."""
     for part in _parts(model):
         inits = part.get("init_cfg")
         if is_pretrained(inits):
@@ -181,7 +181,7 @@ def _start_from_scratch(model: Config) -> None:
     if str(backbone.type).startswith("mmcare."):
         backbone.update(norm_eval=False, frozen_stages=-1, drop_path_rate=0.0)
     if backbone.type == "mmcare.CARE":
-        backbone.layer_scale_init_value = 0.3  # from 1e-6 the blocks take longer to open than the whole schedule
+        backbone.layer_scale_init_value = 0.3  # from 1e-6, blocks need longer than this schedule to take effect
 
 
 def _small_loaders(cfg: Config) -> None:
@@ -191,7 +191,7 @@ def _small_loaders(cfg: Config) -> None:
 
 
 def _rescaled(pipeline: list[Any]) -> list[Any]:
-    """Replace the sizes of a pipeline's resizing and cropping, and return it."""
+    """Replace the resize and crop sizes of a pipeline in place, and return it."""
     for step in _parts(pipeline):
         if "scale" in step:
             step.scale = SCALE
