@@ -72,7 +72,7 @@ def pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
         return F.gelu(F.linear(x.permute(0, 2, 3, 1), rows, conv.bias)).permute(0, 3, 1, 2)
 
     ways = {"convolution, GELU": lambda: by_rows(gelu_, conv(x)), "matrix product, GELU": product}
-    if x.dtype in onednn.TYPES:
+    if x.dtype in onednn.types():
         settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         ways["fused"] = lambda: onednn.convolve(x, conv.weight, conv.bias, settings, gelu=True)
         ways["fused, weights reordered in advance"] = lambda: fused(x)

@@ -84,7 +84,7 @@ class FusedConv(nn.Conv2d):
             return False
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         layout = x.device.type == "cpu" and is_channels_last(x) and x.numel() > 0
-        kind = x.dtype in onednn.TYPES and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
+        kind = x.dtype in onednn.types() and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
         # Tensors created in inference mode have no version counter.
         return layout and kind and not recorded and not self.weight.is_inference() and torch.backends.mkldnn.enabled
 

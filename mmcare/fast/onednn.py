@@ -1,11 +1,13 @@
 """oneDNN's fused convolutions: with GELU, with an addition, and with reordered weights.
 
-torch.compile uses these operators for convolutions on CPUs. They are private to torch, so they are tested on import,
-and used only where they compute the same as torch's public operations.
+torch.compile uses these operators for convolutions on CPUs. They are private to torch, so they are tested before
+their first use, and used only where they compute the same as torch's public operations. Not on import: that would start
+OpenMP's threads, without which a process that is forked later hangs.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ from torch import Tensor
 
 Settings = tuple[Any, Any, Any, int]
 """Padding, stride, dilation and groups."""
+
+
+@cache
+def types() -> tuple[torch.dtype, ...]:
+    """Return the types in which the operators can be used; none where the fast form needs torch's plain operations."""
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    return tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _is_fast(dtype) and _works(dtype))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, gelu: bool) -> Tensor:
@@ -62,11 +72,3 @@ def _is_fast(dtype: torch.dtype) -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
         return False
-
-
-TYPES: tuple[torch.dtype, ...] = (
-    tuple(dtype for dtype in (torch.float32, torch.bfloat16) if _is_fast(dtype) and _works(dtype))
-    if torch.backends.mkldnn.is_available()
-    else ()
-)
-"""The types in which the operators can be used; empty if the fast form has to use torch's plain operations."""

@@ -29,7 +29,7 @@ def test_the_profile_counts_operations_and_bytes():
     assert set(kinds) == {"convolution 1×1", "depth-wise convolution 3×3", "gelu", "view"}
 
 
-@pytest.mark.skipif(not onednn.TYPES, reason="torch has no fused convolutions on this machine")
+@pytest.mark.skipif(not onednn.types(), reason="torch has no fused convolutions on this machine")
 def test_the_profile_counts_what_convolutions_do_beside():
     convolutions = [nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 8, 1)]
     branch = Expansion(*zip(convolutions, (True, False, False), strict=True)).requires_grad_(False)

@@ -15,7 +15,7 @@ from mmcare.fast import onednn, parts
 from mmcare.fast.convolutions import Expansion, FusedConv
 
 families = pytest.mark.parametrize("family", SMALL_ARCHS)
-fuses = pytest.mark.skipif(not onednn.TYPES, reason="torch has no fused convolutions on this machine")
+fuses = pytest.mark.skipif(not onednn.types(), reason="torch has no fused convolutions on this machine")
 
 
 def channels_last(*size, dtype=torch.float32):

@@ -1,6 +1,7 @@
 """The rooms of the package: imports go in one direction, and only through each room's ``__init__.py``."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -67,6 +68,20 @@ def test_imports_go_down_and_through_doors(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
 def test_tools_use_the_doors(path):
     assert all(by_door for _, by_door, _ in imports(path))
+
+
+def test_importing_the_rooms_computes_nothing():
+    """A process that is forked after OpenMP has started its threads hangs in its first computation."""
+    code = """
+import os
+import mmcv.ops, mmdet.models, mmengine.runner, torch
+before = len(os.listdir("/proc/self/task"))
+import mmcare.benchmark.measuring, mmcare.checkpoints, mmcare.data.sample, mmcare.runs.hooks
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) == 0
 
 
 def test_importing_the_package_or_the_diagnosis_imports_nothing_heavy():
