@@ -1,4 +1,4 @@
-"""Draw a training's curves: ``python tools/analyze_logs.py WORK_DIR``."""
+"""Plot the curves of a training: ``python tools/analyze_logs.py WORK_DIR``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FORMATS = (".png", ".svg", ".pdf", ".jpg")
 
 
 def parse_args() -> Namespace:
-    parser = Parser(description="Draw the loss and the metrics of a training.")
-    parser.add_argument("work_dir", type=Path, help="the training's work folder")
+    parser = Parser(description="Plot the loss and the metrics of a training.")
+    parser.add_argument("work_dir", type=Path, help="work folder of the training")
     parser.add_argument("--out", type=Path, help="picture to write (default: curves.png in the work folder)")
     return parser.parse_args()
 
@@ -24,7 +24,7 @@ def main() -> None:
     args = parse_args()
     out = args.out or args.work_dir / "curves.png"
     if out.suffix not in FORMATS:
-        raise UserError(f"--out is drawn as {', '.join(FORMATS)}: give a name that ends so instead of {out}")
+        raise UserError(f"--out can be {', '.join(FORMATS)}: give a name with one of these endings, not {out}")
     curves = read_curves(args.work_dir)
     print(summarize(curves))
     write_picture(draw_curves(curves, args.work_dir.resolve().name), out)

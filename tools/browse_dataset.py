@@ -1,4 +1,4 @@
-"""Show what a model is trained on: ``python tools/browse_dataset.py CONFIG``, with MMDetection's options."""
+"""Show the training images of a config: ``python tools/browse_dataset.py CONFIG``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> Namespace:
-    parser = config_parser("Show the training images as the model gets them, augmented, with their annotations.")
-    parser.add_argument("--output-dir", type=Path, help="folder to write the pictures to, under their images' names")
-    parser.add_argument("--not-show", action="store_true", help="open no window")
+    parser = config_parser("Show the augmented training images as the model gets them, with their annotations.")
+    parser.add_argument("--output-dir", type=Path, help="folder to write the pictures to, with the images' names")
+    parser.add_argument("--not-show", action="store_true", help="do not open a window")
     parser.add_argument("--show-interval", type=float, default=2, help="seconds to show each picture (default: 2)")
-    parser.add_argument("--number", type=int, help="how many images, from the first on (default: all)")
+    parser.add_argument("--number", type=int, help="number of images, starting with the first (default: all)")
     args = parser.parse_args()
     if args.number is not None and args.number < 1:
-        parser.error(f"--number takes a whole number from 1 up, not {args.number}")
+        parser.error(f"--number must be at least 1, not {args.number}")
     return args
 
 
@@ -37,17 +37,17 @@ def main() -> None:
 
 
 def check_outlet(args: Namespace) -> None:
-    """Refuse to run through a whole data set with nobody to see it."""
+    """Check that the pictures can be shown or written."""
     if args.not_show and not args.output_dir:
-        raise UserError("--not-show leaves nothing to do without --output-dir: give one, or leave --not-show out")
+        raise UserError("--not-show without --output-dir leaves nothing to do: add --output-dir, or omit --not-show")
     has_screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if not (args.not_show or has_screen):
-        raise UserError("there is no screen to show pictures on: write them with --not-show --output-dir FOLDER")
+        raise UserError("there is no display to show pictures on: write them with --not-show --output-dir FOLDER")
     if args.output_dir:
         try:
             args.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the folder {args.output_dir} cannot be made: {error.strerror}") from error
+            raise UserError(f"the folder {args.output_dir} cannot be created: {error.strerror}") from error
 
 
 def browse(cfg: Config, args: Namespace) -> None:
@@ -57,7 +57,7 @@ def browse(cfg: Config, args: Namespace) -> None:
     init_default_scope(cfg.default_scope)
     with explain_config_faults(cfg, splits=("train",)):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
-        visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # nothing goes to a log
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # do not write to a log
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.number or len(dataset), len(dataset))
     for index in track_iter_progress((range(number), number)):
@@ -65,7 +65,7 @@ def browse(cfg: Config, args: Namespace) -> None:
         name = Path(item["data_samples"].img_path).name
         visualizer.add_datasample(
             name,
-            item["inputs"].flip(0).permute(1, 2, 0).contiguous().numpy(),  # BGR, as images are loaded, to RGB
+            item["inputs"].flip(0).permute(1, 2, 0).contiguous().numpy(),  # images are loaded as BGR
             drawable(item["data_samples"]),
             draw_pred=False,
             show=not args.not_show,
@@ -75,7 +75,7 @@ def browse(cfg: Config, args: Namespace) -> None:
 
 
 def drawable(sample: Any) -> Any:
-    """Return the sample with boxes as a tensor and masks as an array, which MMDetection's visualizer can draw."""
+    """Return the sample with boxes as a tensor and masks as an array, as MMDetection's visualizer requires."""
     instances = getattr(sample, "gt_instances", None)
     if instances is not None:
         if hasattr(instances.get("bboxes"), "tensor"):

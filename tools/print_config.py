@@ -1,4 +1,4 @@
-"""Print a config as a run has it: ``python tools/print_config.py CONFIG``, with MMDetection's options."""
+"""Print a complete config: ``python tools/print_config.py CONFIG``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FORMATS = (".py", ".json", ".yml", ".yaml")
 
 
 def parse_args() -> Namespace:
-    parser = config_parser("Print a config with all that it inherits and all that the options change.")
-    parser.add_argument("--save-path", type=Path, help=f"file to write it to as well ({', '.join(FORMATS)})")
+    parser = config_parser("Print a complete config, with inherited settings and changes by options.")
+    parser.add_argument("--save-path", type=Path, help=f"also write it to this file ({', '.join(FORMATS)})")
     return parser.parse_args()
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     args = parse_args()
     path = args.save_path
     if path and path.suffix not in FORMATS:
-        raise UserError(f"--save-path writes {', '.join(FORMATS)}: give a name that ends so instead of {path}")
+        raise UserError(f"--save-path can be {', '.join(FORMATS)}: give a name with one of these endings, not {path}")
     cfg = read_config(args, parts=())
     print(cfg.pretty_text)
     if path:

@@ -1,4 +1,4 @@
-"""Test a detector or a segmentor: ``python tools/test.py CONFIG CHECKPOINT``, with MMDetection's options."""
+"""Test a detector or segmentor: ``python tools/test.py CONFIG CHECKPOINT``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> Namespace:
-    parser = run_parser("Test a detector or a segmentor.")
-    parser.add_argument("checkpoint", help="checkpoint file, or its address")
+    parser = run_parser("Test a detector or segmentor.")
+    parser.add_argument("checkpoint", help="checkpoint file, or its http(s) address")
     parser.add_argument(
         "--out",
-        help="write the predictions: in detection to this .pkl file, in segmentation as label maps to this folder",
+        help="write the predictions to this .pkl file (detection) or as label maps to this folder (segmentation)",
     )
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument(
         "--show-dir",
-        help="folder for pictures of the predictions: in detection below <work folder>/<time of the start>, in "
-        "segmentation as it is given",
+        help="folder for pictures of the predictions; in detection below <work folder>/<start time>",
     )
     parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each picture (default: 2)")
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument("--reparameterize", action="store_true", help="test with the model's fast form")
+    parser.add_argument("--tta", action="store_true", help="use test-time augmentation")
+    parser.add_argument("--reparameterize", action="store_true", help="test the fast form of the model")
     return parser.parse_args()
 
 
@@ -44,7 +43,7 @@ def main() -> None:
     if args.tta:
         augment(cfg, detection)
     if args.out and detection and not args.out.endswith((".pkl", ".pickle")):
-        raise UserError(f"--out writes a pickle in detection: give a name that ends in .pkl instead of {args.out}")
+        raise UserError(f"--out writes a pickle file in detection: give a name that ends in .pkl, not {args.out}")
     if args.out and not detection:
         write_label_maps(cfg, args.out)
     if args.reparameterize:
@@ -52,7 +51,7 @@ def main() -> None:
     check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    check_inputs(cfg, splits=("test",), weights=False)  # the checkpoint brings the weights
+    check_inputs(cfg, splits=("test",), weights=False)  # the weights come from the checkpoint
     with explain_config_faults(cfg, splits=("test",)):
         runner = build_runner(cfg, require_all=True)
         if args.out and detection:
@@ -77,22 +76,22 @@ def visualize(cfg: Config, args: Namespace, detection: bool) -> None:
     elif args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
     if not detection:
-        hook.setdefault("interval", 1)  # MMSegmentation's own default draws every 50th image only
+        hook.setdefault("interval", 1)  # MMSegmentation draws only every 50th image by default
 
 
 def augment(cfg: Config, detection: bool) -> None:
-    """Wrap the model in the one that merges the predictions for an image's augmented copies."""
+    """Wrap the model in a TTA model, which merges the predictions for augmented copies of an image."""
     if detection:
         set_default_tta(cfg)
     elif not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
-        raise UserError(f"--tta needs tta_model and tta_pipeline, and in segmentation {cfg.filename} must have them")
+        raise UserError(f"--tta needs tta_model and tta_pipeline in segmentation, and {cfg.filename} lacks them")
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     for dataset in innermost_datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.tta_pipeline
 
 
 def set_default_tta(cfg: Config) -> None:
-    """Give a config MMDetection's defaults: the image and its mirror image, merged by non-maximum suppression."""
+    """Set MMDetection's default TTA: the image and its mirror image, merged by non-maximum suppression."""
     if (cfg.model.get("roi_head") or {}).get("mask_head"):
         raise UserError(f"--tta: MMDetection cannot merge masks, which the model of {cfg.filename} predicts")
     if "tta_model" not in cfg:
@@ -108,7 +107,7 @@ def set_default_tta(cfg: Config) -> None:
 
 def switch_to_fast_form(cfg: Config) -> None:
     hook = dict(type="mmcare.ReparameterizeHook")
-    # A config that an earlier test wrote to its work folder has the hook already.
+    # A config that an earlier test wrote to its work folder already has the hook.
     cfg.custom_hooks = [*(other for other in cfg.get("custom_hooks") or [] if other["type"] != hook["type"]), hook]
 
 

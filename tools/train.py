@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor: ``python tools/train.py CONFIG``, with MMDetection's options."""
+"""Train a detector or segmentor: ``python tools/train.py CONFIG``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def parse_args() -> Namespace:
-    parser = run_parser("Train a detector or a segmentor.")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision (on a CPU: in bfloat16)")
+    parser = run_parser("Train a detector or segmentor.")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision (bfloat16 on a CPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"
     )
@@ -30,7 +30,7 @@ def parse_args() -> Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue from this checkpoint; without a path, from the latest one in the work folder",
+        help="resume from this checkpoint, or without a path from the newest undamaged one in the work folder",
     )
     return parser.parse_args()
 
@@ -46,7 +46,7 @@ def main() -> None:
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
     refuse_overwriting(cfg)
-    logging.raiseExceptions = False  # on a full disk, the log would print a stack trace for each of its lines
+    logging.raiseExceptions = False  # on a full disk, logging would print a stack trace for each line
     try:
         train(cfg, args.amp)
     except KeyboardInterrupt:
@@ -59,8 +59,8 @@ def main() -> None:
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
-            f"{error.filename or cfg.work_dir} could not be written ({error.strerror}): make room, and continue from "
-            "the last checkpoint, which is whole, with --resume"
+            f"{error.filename or cfg.work_dir} could not be written ({error.strerror}): free some space, and continue "
+            "from the last checkpoint, which is undamaged, with --resume"
         ) from error
 
 
@@ -69,7 +69,7 @@ def train(cfg: Config, amp: bool) -> None:
 
     checkpoint, note = choose_checkpoint(cfg) if cfg.get("resume") else (None, None)
     if checkpoint:
-        cfg.load_from = checkpoint  # MMEngine itself would take what last_checkpoint names, be it half a file
+        cfg.load_from = checkpoint  # MMEngine would use the one in last_checkpoint, even if it is damaged
     check_inputs(cfg, splits=("train", "val"), weights=True)
     if amp:
         enable_amp(cfg)
@@ -85,21 +85,21 @@ def train(cfg: Config, amp: bool) -> None:
 def scale_lr(cfg: Config) -> None:
     if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
         raise UserError(
-            f"--auto-scale-lr needs auto_scale_lr = dict(enable=False, base_batch_size=…) in {cfg.filename}, the batch "
-            "size that its learning rate was chosen for"
+            f"--auto-scale-lr needs auto_scale_lr = dict(enable=False, base_batch_size=…) in {cfg.filename}, with the "
+            "batch size for which its learning rate was chosen"
         )
     cfg.auto_scale_lr.enable = True
 
 
 def refuse_overwriting(cfg: Config) -> None:
-    """Refuse a work folder with checkpoints of another training: this one would write epoch_1.pth over theirs."""
+    """Refuse a work folder with checkpoints of another training, which this training would overwrite."""
     folder = Path(cfg.work_dir)
     source = cfg.get("load_from")
     resumed_here = cfg.get("resume") and (not source or Path(source).resolve().parent == folder.resolve())
     checkpoints = sorted(path.name for path in folder.glob("*.pth"))
     if checkpoints and not resumed_here:
         raise UserError(
-            f"{folder} already holds checkpoints ({checkpoints[0]}…) that this training would overwrite: continue that "
+            f"{folder} already has checkpoints ({checkpoints[0]}…) that this training would overwrite: continue that "
             "training with --resume, or give another --work-dir"
         )
 
@@ -109,7 +109,7 @@ def enable_amp(cfg: Config) -> None:
 
     wrapper = cfg.optim_wrapper
     kind = wrapper.get("type", "OptimWrapper")
-    kind = getattr(kind, "__name__", kind)  # MMEngine's pure Python configs name classes themselves
+    kind = getattr(kind, "__name__", kind)  # MMEngine's pure Python configs have classes instead of names
     if kind not in ("OptimWrapper", "AmpOptimWrapper"):
         raise UserError(f"--amp replaces an OptimWrapper, and {cfg.filename} has a {kind}: remove one of the two")
     device = get_device()
@@ -118,7 +118,7 @@ def enable_amp(cfg: Config) -> None:
         for option in ("loss_scale", "dtype"):
             wrapper.pop(option, None)
     elif device == "mps":
-        raise UserError("--amp: MMEngine has no mixed precision for Apple's GPUs, leave it out")
+        raise UserError("--amp: MMEngine has no mixed precision for Apple's GPUs, omit the option")
     elif kind == "OptimWrapper":
         wrapper.type = "AmpOptimWrapper"
         wrapper.loss_scale = "dynamic"

@@ -1,4 +1,4 @@
-"""Finding parts of a config: datasets through every wrapper, pretrained weights however they are asked for."""
+"""Finding parts of a config: datasets inside all wrappers, and all notations of pretrained weights."""
 
 import pytest
 from helpers import DETECTION

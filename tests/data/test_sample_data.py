@@ -1,4 +1,4 @@
-"""The sample data: true to its masks, the same bytes from the same seed, and never half-made under its name."""
+"""The sample data: correct annotations, the same bytes for the same seed, and no incomplete data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from mmcare.data.sample import (
 from mmcare.errors import UserError
 
 TINY = Recipe(train_images=6, val_images=3)
-SLOW = Recipe(train_images=400, val_images=2)  # seconds of work: time enough to interrupt it
+SLOW = Recipe(train_images=400, val_images=2)  # takes seconds, long enough to interrupt it
 PREPARE = "import sys; from mmcare.data.sample import Recipe, prepare; print(prepare(sys.argv[1], {recipe}))"
 
 
@@ -61,7 +61,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def load(folder: Path, split: str) -> tuple[COCO, list[tuple[np.ndarray, np.ndarray]]]:
-    """The split's COCO annotations, and for each of its images the image and the label map."""
+    """Return the split's COCO annotations, and the image and the label map of each of its images."""
     coco = COCO(str(folder / f"coco/annotations/instances_{split}2017.json"))
     ade = folder / "ade/ADEChallengeData2016"
     ade_split = {"train": "training", "val": "validation"}[split]
@@ -342,7 +342,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written to .*file.below.* name a folder"):
+    with pytest.raises(UserError, match=r"cannot be written to .*file.below.* give a writable folder"):
         prepare(tmp_path / "file" / "below", TINY)
 
 

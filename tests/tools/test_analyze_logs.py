@@ -1,4 +1,4 @@
-"""Curves from logs as MMEngine writes them: joined over resumed runs, of a killed run, of both kinds of training."""
+"""Curves from MMEngine's logs: of resumed runs, of a killed run, and of epoch- and iteration-based training."""
 
 import json
 
@@ -29,7 +29,7 @@ def write_run(work_dir, time, records, resume=False, ending=""):
 
 
 def epoch(number, loss, **metrics):
-    """Two records of training, at iterations 2·number - 1 and 2·number, and one of validation."""
+    """Return two training records, at iterations 2·number - 1 and 2·number, and one validation record."""
     steps = (2 * number - 1, 2 * number)
     return [*(train(step, loss, epoch=number) for step in steps), val(number, **metrics)]
 
@@ -44,7 +44,7 @@ def test_table_and_picture(tmp_path):
     write_run(tmp_path / "run", "20260101_000000", records)
     table = succeed(run_tool("analyze_logs", "run", cwd=tmp_path))
     assert ["coco/bbox_mAP", "0.3", "2", "0.2"] in [line.split() for line in table.splitlines()]
-    assert "bbox_mAP_s" not in table  # -1: there are no such objects
+    assert "bbox_mAP_s" not in table  # -1: there are no objects of this size
     assert (tmp_path / "run/curves.png").read_bytes().startswith(PNG)
 
     succeed(run_tool("analyze_logs", "run", "--out", "new/curve.png", cwd=tmp_path))
@@ -52,7 +52,7 @@ def test_table_and_picture(tmp_path):
 
 
 def test_resumed_runs_are_joined_and_replace_what_they_repeat(tmp_path):
-    write_run(tmp_path, "20260101_000000", epoch(1, 99.0, mAP=0.99))  # another training, not resumed
+    write_run(tmp_path, "20260101_000000", epoch(1, 99.0, mAP=0.99))  # another training that was not resumed
     write_run(
         tmp_path, "20260102_000000", [*epoch(1, 3.0, mAP=0.1), *epoch(2, 50.0, mAP=0.5), *epoch(3, 50.0, mAP=0.5)]
     )

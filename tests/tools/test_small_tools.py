@@ -1,4 +1,4 @@
-"""tools/browse_dataset.py and tools/print_config.py: pictures with their annotations, configs as a run has them."""
+"""tools/browse_dataset.py and tools/print_config.py: pictures with annotations, and complete configs."""
 
 import sys
 
@@ -17,7 +17,7 @@ browse_dataset, print_config = load_tool("browse_dataset"), load_tool("print_con
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """A folder with the sample data where the tools look for it."""
+    """Return a folder with the sample data in the default place."""
     folder = tmp_path_factory.mktemp("ground")
     prepare(folder / "data/sample")
     return folder
@@ -43,7 +43,7 @@ def test_boxes_and_masks_are_drawn_on_the_training_images(ground):
         picture = cv2.imread(str(path)).astype(int)
         plain = cv2.imread(str(next(ground.glob(f"data/sample/*/coco/train2017/{path.name}"))))
         plain = cv2.resize(plain, picture.shape[1::-1]).astype(int)
-        # Training images are mirrored or not. A colour taken for another would change nearly all of the picture.
+        # Training images may be mirrored. Swapped colour channels would change nearly all of the picture.
         changed = min((abs(picture - plain[:, ::step]).max(axis=2) > 60).mean() for step in (1, -1))
         assert 0.01 < changed < 0.5
 
@@ -57,18 +57,18 @@ def test_label_maps_are_drawn_on_the_training_images(ground):
     for path in drawn:
         pixels = cv2.imread(str(path))[:, :, ::-1].astype(int)
         distance = np.stack([abs(pixels - np.array(colour)).max(axis=2) for colour in SEMANTIC_PALETTE])
-        # Opaque, a label map leaves little but its own colours; JPEG blurs their borders, and each class has a name on.
+        # An opaque label map has mostly its own colours, except for JPEG artefacts at borders and the names of classes.
         assert (distance.min(axis=0) < 30).mean() > 0.6
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([DETECTION, "--sample"], "there is no screen to show pictures on: write them with --not-show --output-dir"),
-        ([DETECTION, "--sample", "--not-show"], "--not-show leaves nothing to do without --output-dir"),
-        ([DETECTION, "--number", "0"], "--number takes a whole number from 1 up, not 0"),
+        ([DETECTION, "--sample"], "there is no display to show pictures on: write them with --not-show --output-dir"),
+        ([DETECTION, "--sample", "--not-show"], "--not-show without --output-dir leaves nothing to do"),
+        ([DETECTION, "--number", "0"], "--number must be at least 1, not 0"),
         (["nix.py", "--not-show", "--output-dir", "x"], "there is no config nix.py"),
-        ([DETECTION, "--not-show", "--output-dir", "/dev/null/x"], "the folder /dev/null/x cannot be made"),
+        ([DETECTION, "--not-show", "--output-dir", "/dev/null/x"], "the folder /dev/null/x cannot be created"),
         ([CONFIGS / "_base_/runtime/detection.py", "--not-show", "--output-dir", "x"], f"{CONFIGS}/_base_/runtime/"),
     ],
 )
@@ -111,7 +111,10 @@ def test_a_config_is_printed_as_a_run_has_it(ground):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([DETECTION, "--save-path", "x.txt"], "--save-path writes .py, .json, .yml, .yaml: give a name that ends so"),
+        (
+            [DETECTION, "--save-path", "x.txt"],
+            "--save-path can be .py, .json, .yml, .yaml: give a name with one of these endings",
+        ),
         ([DETECTION, "--save-path", "/dev/null/x.py"], "/dev/null/x.py cannot be written"),
         ([DETECTION, "--cfg-options", "a"], "--cfg-options takes pairs like model.backbone.arch=s1, not 'a'"),
         (["nix.py"], "there is no config nix.py"),

@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py: MMDetection's options, one sentence for a mistake, a training from end to end."""
+"""tools/train.py and tools/test.py: MMDetection's options, one-line errors, and a training from end to end."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for launcher in LAUNCHERS.values():
         monkeypatch.delenv(launcher.rank, raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it: whatever they set is undone with this
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the tools set it; monkeypatch restores it
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_missing_data_set_is_told_by_the_real_command(tmp_path):
     assert done.stderr.startswith("error: files that this run needs are missing")
     assert "data/coco/train2017/" in done.stderr
     assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 def test_a_config_may_resume_without_naming_a_checkpoint(in_process):
@@ -277,7 +277,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(ground):
-    """The work folder of a detector that has learned eight images by heart, and what it scored on them."""
+    """Return the work folder of a detector that has memorized eight images, and its score on them."""
     epochs = "train_cfg.max_epochs=40"
     succeed(run_tool("train", "detector.py", "--sample", *ground.options, epochs, cwd=ground.folder))
     work_dir = ground.folder / "work_dirs/detector"
@@ -287,14 +287,14 @@ def trained(ground):
 
 
 def metrics(work_dir):
-    """What the only test with this work folder has found."""
+    """Return the metrics of the only test with this work folder."""
     (file,) = work_dir.glob("*/*.json")
     return json.loads(file.read_text())
 
 
 @pytest.fixture
 def run_test(in_process, monkeypatch, ground):
-    """Runs tools/test.py in this process, and returns what was printed."""
+    """Run tools/test.py in this process, and return its output."""
 
     def run_test(*args):
         monkeypatch.chdir(ground.folder)

@@ -1,4 +1,4 @@
-"""The sample data on disk: one set of pictures as COCO 2017 and as ADE20K, made from a :class:`Recipe`.
+"""The sample data on disk: one set of pictures in the formats of COCO 2017 and ADE20K, made from a :class:`Recipe`.
 
 ::
 
@@ -8,8 +8,8 @@
         ade/ADEChallengeData2016/images/{training,validation}/ADE_{train,val}_00000001.jpg
         ade/ADEChallengeData2016/annotations/{training,validation}/ADE_{train,val}_00000001.png
 
-The fingerprint is a hash of the recipe and of the code that draws, so data from before a change is never taken for
-data from after it. The folder gets its name in one step once everything is in it; whoever finds it may use it.
+The fingerprint is a hash of the recipe and of the drawing code, so outdated data is never used after a change. The
+folder is renamed to its final name when it is complete, so any folder with that name can be used.
 """
 
 from __future__ import annotations
@@ -39,19 +39,18 @@ _MARKER = ".mmcare-sample.json"
 _SOURCES = ("generate.py", "scene.py")
 _ADE_FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 _TEMPORARY = re.compile(r"\.making-(?P<host>.*)-(?P<pid>\d{1,9})-[0-9a-f]{32}")
-# Far longer than making the data takes: whatever is older was left behind.
+# Far longer than making the data takes: older temporary folders are leftovers.
 _TEMPORARY_LIFETIME_SECONDS = 3600
 
 
 def prepare(root: str | Path = "data/sample", recipe: Recipe = _DEFAULT_RECIPE) -> Path:
-    """Return the folder below ``root`` with the data set of ``recipe``; make it first if it is not there.
+    """Return the folder below ``root`` with the data set of ``recipe``; make it first if it does not exist.
 
     Making it takes seconds and prints one line to stderr. It also removes the data sets of other recipes below
-    ``root``, and whatever was left behind there by a process that was killed while making one. Several processes may
-    call this at the same time.
+    ``root``, and leftovers of killed processes. Several processes may call this at the same time.
 
     Raises:
-        UserError: ``root`` cannot be written, or something else has the name of the folder.
+        UserError: ``root`` is not writable, or something else has the name of the folder.
     """
     root = Path(root)
     final = root / fingerprint(recipe)
@@ -61,9 +60,7 @@ def prepare(root: str | Path = "data/sample", recipe: Recipe = _DEFAULT_RECIPE) 
             _make(root, final, recipe)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"the sample data cannot be written to {root} ({reason}): name a folder that can be written"
-        ) from error
+        raise UserError(f"the sample data cannot be written to {root} ({reason}): give a writable folder") from error
     return final
 
 
@@ -91,9 +88,9 @@ def _make(root: Path, final: Path, recipe: Recipe) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give the finished folder its name, unless another process was faster."""
+    """Rename the finished folder to its final name, unless another process was faster."""
     # In this order: a folder that another process puts there in between is complete and stays.
-    if (final / _MARKER).is_file() and not _is_complete(final):  # ours, but files have been deleted from it
+    if (final / _MARKER).is_file() and not _is_complete(final):  # made by mmcare, but files have been deleted from it
         _remove(final)
     try:
         os.rename(temporary, final)
@@ -122,7 +119,7 @@ def _temporary_path(root: Path) -> Path:
 
 
 def _clear_leftovers(root: Path) -> None:
-    """Remove what processes that were killed left half-made below ``root``."""
+    """Remove unfinished data sets of killed processes below ``root``."""
     for folder in _subfolders(root):
         name = _TEMPORARY.fullmatch(folder.name)
         if name and _is_abandoned(folder, name["host"], int(name["pid"])):
@@ -130,7 +127,7 @@ def _clear_leftovers(root: Path) -> None:
 
 
 def _is_abandoned(folder: Path, host: str, pid: int) -> bool:
-    # The process may run on another machine, or in another container, that shares the folder: there age has to decide.
+    # For a process on another machine, or in another container, that shares the folder, only its age is known.
     if host == platform.node() and not _is_running(pid):
         return True
     try:
@@ -140,7 +137,7 @@ def _is_abandoned(folder: Path, host: str, pid: int) -> bool:
 
 
 def _is_running(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill would end the process, and no signal only asks
+    if os.name == "nt":  # on Windows os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -152,14 +149,14 @@ def _is_running(pid: int) -> bool:
 
 
 def _remove_stale(root: Path, final: Path) -> None:
-    """Remove the data sets of other recipes, known by their marker."""
+    """Remove the data sets of other recipes, which have a marker file."""
     for folder in _subfolders(root):
         if folder != final and not _TEMPORARY.fullmatch(folder.name) and (folder / _MARKER).is_file():
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a finished data set; renamed first, so that no half of it can be found under its name."""
+    """Remove a finished data set; rename it first, so that no incomplete folder has its name."""
     doomed = _temporary_path(folder.parent)
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, doomed)
@@ -192,7 +189,7 @@ def _write_dataset(folder: Path, recipe: Recipe) -> None:
 
 
 def _write_pictures(folder: Path, split: Split, index: int, scene: Scene) -> str:
-    """Write a scene's image into both data sets and its label map; return COCO's name for the image."""
+    """Write a scene's image into both data sets, and its label map; return the image's file name in COCO."""
     file_name = f"{index + 1:012d}.jpg"
     ade = folder / "ade/ADEChallengeData2016"
     ade_name = f"{_ADE_FOLDERS[split]}/ADE_{split}_{index + 1:08d}"
@@ -224,7 +221,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def describe_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Return COCO's fields for a visible mask (H, W) without holes; polygons, tight box and area are in pixels."""
+    """Return COCO's fields for a visible mask (H, W) without holes: polygons, tight box and area, in pixels."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
@@ -237,16 +234,16 @@ def describe_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _polygons(mask: np.ndarray) -> list[list[int]]:
-    """Return the outline of each part of ``mask`` along the pixels' edges, as x, y, x, y …"""
-    # OpenCV's contours run through the centres of pixels. With every pixel doubled, the first and the second of a pair
-    # stand for its two edges, and (i + 1) // 2 is where that edge is.
+    """Return the outline of each part of ``mask`` along the pixel edges, as x, y, x, y …"""
+    # OpenCV's contours run through pixel centres. With every pixel doubled, the two pixels of a pair correspond to its
+    # two edges, and (i + 1) // 2 is the position of the edge.
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [_corners((contour[:, 0] + 1) // 2).reshape(-1).tolist() for contour in contours]
 
 
 def _corners(path: np.ndarray) -> np.ndarray:
-    """Return those points (N, 2) of a closed path at which it turns."""
+    """Return the points (N, 2) of a closed path at which it turns."""
     path = path[(path != np.roll(path, 1, axis=0)).any(axis=1)]
     before = path - np.roll(path, 1, axis=0)
     after = np.roll(path, -1, axis=0) - path

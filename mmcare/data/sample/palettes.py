@@ -1,7 +1,7 @@
 """RGB colours of the sample data's classes."""
 
 PALETTE: list[tuple[int, int, int]] = [(230, 60, 70), (60, 170, 75), (65, 100, 225), (245, 170, 40)]
-"""For :data:`~mmcare.data.sample.CLASSES`."""
+"""Colours of :data:`~mmcare.data.sample.CLASSES`."""
 
 SEMANTIC_PALETTE: list[tuple[int, int, int]] = [(128, 128, 128), *PALETTE]
-"""For :data:`~mmcare.data.sample.SEMANTIC_CLASSES`."""
+"""Colours of :data:`~mmcare.data.sample.SEMANTIC_CLASSES`."""

@@ -1,8 +1,7 @@
-"""One picture of the sample data: a textured ground, some clutter, and shapes that overlap.
+"""One picture of the sample data: a textured ground, some clutter, and overlapping shapes.
 
-The outline tells the classes apart, and colour hints at them, as it does in photographs: each kind has a usual hue,
-with a wide spread, and the ground and the clutter may have it too. Pattern, size, rotation and place say nothing of
-the class.
+The outline determines the class, and colour hints at it, as in photographs: each class has a usual hue with a wide
+spread, which the ground and the clutter may have too. Pattern, size, rotation and position do not depend on the class.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ _PLACING_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that the sample data is made from; lengths are in pixels, ranges are (lowest, highest).
+    """All parameters of the sample data; lengths are in pixels, ranges are (lowest, highest).
 
     Attributes:
-        seed: The same seed gives the same bytes.
-        train_images: Number of training images, at least 2.
-        val_images: Number of validation images, at least 2.
-        empty_every: Counted back from a split's last image, each ``empty_every``-th one shows no object.
-        side: Height and width of an image.
-        area: Height times width, before the two are clipped to ``side``.
-        objects: Number of objects aimed at; one that finds no free place is left out, the first one never.
-        size: Longer side of an object's box, spread evenly on a logarithmic scale.
-        small_size: The same for the small objects.
-        small_share: Probability of an object being one of the small ones.
-        min_visible_share: An object always shows at least this share of its area.
-        min_visible_pixels: An object always shows at least so many pixels.
-        overhang: Share of an object's longer side that may, about, reach beyond the image's edge.
-        stretch: Width of a shape in one direction relative to the other, before it is rotated.
-        rotation: How far a shape is turned, in degrees.
-        hue_spread: How far an object's hue may be, in degrees, from the one that is usual for its kind. The kinds'
-            usual hues lie evenly on the colour circle; the ground has any hue.
-        contrast: Distance in CIELAB between an object's colours and what surrounds it.
-        pattern_share: Probability of an object being filled with a pattern instead of one colour.
-        texture: Strength of the ground's noise at each of its scales, in grey levels.
-        decoration: Strength of the ground's stripes or blobs, in grey levels.
-        decoration_share: Probability of the ground having stripes or blobs.
-        clutter: Probability of each of two strokes that belong to no class.
+        seed: the same seed gives the same bytes.
+        train_images: number of training images, at least 2.
+        val_images: number of validation images, at least 2.
+        empty_every: every ``empty_every``-th image, counted back from a split's last one, has no objects.
+        side: height and width of an image.
+        area: height times width, before both are clipped to ``side``.
+        objects: intended number of objects; objects without a free place are omitted, except for the first.
+        size: longer side of an object's box, uniform on a logarithmic scale.
+        small_size: the same for small objects.
+        small_share: probability that an object is small.
+        min_visible_share: minimum visible share of an object's area.
+        min_visible_pixels: minimum number of visible pixels of an object.
+        overhang: approximate share of an object's longer side that may extend beyond the image border.
+        stretch: width of a shape in one direction relative to the other, before it is rotated.
+        rotation: rotation of a shape, in degrees.
+        hue_spread: maximum distance of an object's hue from the usual hue of its class, in degrees. The usual hues are
+            evenly spaced on the colour circle; the ground has any hue.
+        contrast: distance in CIELAB between an object's colours and its surroundings.
+        pattern_share: probability that an object has a pattern instead of one colour.
+        texture: strength of the ground's noise at each of its scales, in grey levels.
+        decoration: strength of the ground's stripes or blobs, in grey levels.
+        decoration_share: probability that the ground has stripes or blobs.
+        clutter: probability of each of two strokes that belong to no class.
     """
 
     seed: int = 0
@@ -85,11 +84,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """What can be seen of one object.
+    """The visible part of an object.
 
     Attributes:
-        kind: Index into :data:`CLASSES`.
-        mask: (H, W) bool, the visible pixels: one or more parts, none of them with a hole.
+        kind: index into :data:`CLASSES`.
+        mask: (H, W) bool, the visible pixels: one or more parts without holes.
     """
 
     kind: int
@@ -98,12 +97,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is true of it.
+    """A picture with its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
         labels: (H, W) uint8: 0 is unlabelled, ``1 + i`` is ``SEMANTIC_CLASSES[i]``.
-        objects: From the one furthest back to the one in front.
+        objects: the objects from back to front.
     """
 
     image: np.ndarray
@@ -112,7 +111,7 @@ class Scene:
 
 
 def draw_scene(recipe: Recipe, split: Split, index: int) -> Scene:
-    """Draw image ``index`` (counted from 0) of ``split``; it depends on nothing but the arguments."""
+    """Draw image ``index`` (counted from 0) of ``split``; the result depends only on the arguments."""
     rng = np.random.default_rng([recipe.seed, SPLITS.index(split), index])
     canvas = _ground(rng, *_image_size(rng, recipe), recipe)
     clutter = _draw_clutter(rng, canvas, recipe)
@@ -136,13 +135,13 @@ def _image_size(rng: np.random.Generator, recipe: Recipe) -> tuple[int, int]:
 
 
 def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, wanted: int) -> tuple[SceneObject, ...]:
-    """Paint up to ``wanted`` shapes on ``canvas`` (H, W, 3), each over the ones before."""
-    owner = np.zeros(canvas.shape[:2], np.uint8)  # 0 is nobody's, i + 1 is the i-th object's
+    """Paint up to ``wanted`` shapes on ``canvas`` (H, W, 3), each over the previous ones."""
+    owner = np.zeros(canvas.shape[:2], np.uint8)  # 0: no object; i + 1: object i
     kinds: list[int] = []
     whole_areas: list[float] = []
     for _ in range(wanted):
-        # A new object may hide another one or be cut off by the image's edge, but only so far: it is tried elsewhere
-        # until what is left of every object can still be told.
+        # A new object may hide others or be cut off at the border only in part: other places are tried until all
+        # objects remain recognizable.
         for _ in range(_PLACING_ATTEMPTS):
             kind = int(rng.integers(len(CLASSES)))
             outline = _place(rng, _outline(rng, CLASSES[kind], recipe), canvas.shape[:2], recipe)
@@ -158,7 +157,7 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, 
 
 
 def _recognizable(visible: np.ndarray, whole_area: float, recipe: Recipe) -> bool:
-    """Tell whether enough is seen of an object, without a hole, which COCO's polygons could not express."""
+    """Return whether enough of an object is visible, without holes, which COCO's polygons cannot represent."""
     if visible.sum() < max(recipe.min_visible_pixels, recipe.min_visible_share * whole_area):
         return False
     _, hierarchy = cv2.findContours(visible.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -169,13 +168,13 @@ def _recognizable(visible: np.ndarray, whole_area: float, recipe: Recipe) -> boo
 
 
 def _outline(rng: np.random.Generator, kind: str, recipe: Recipe) -> np.ndarray:
-    """Return the outline of a shape about the origin, stretched a little and rotated, of any size."""
+    """Return the outline of a shape around the origin, stretched and rotated, of arbitrary size."""
     if kind == "star":
         points = _circle(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
     else:
         points = _circle({"disc": 48, "triangle": 3, "box": 4}[kind])
     if kind == "box":
-        points = _rotated(points, np.pi / 4)  # so that stretching makes a rectangle of it, not a rhombus
+        points = _rotated(points, np.pi / 4)  # so that stretching makes it a rectangle, not a rhombus
     return _rotated(points * [1.0, rng.uniform(*recipe.stretch)], np.deg2rad(rng.uniform(*recipe.rotation)))
 
 
@@ -190,7 +189,7 @@ def _rotated(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, outline: np.ndarray, shape: tuple[int, int], recipe: Recipe) -> np.ndarray:
-    """Give ``outline`` a size, and a place in an image of ``shape`` (H, W), beyond whose edge it may reach a little."""
+    """Scale ``outline`` and place it in an image of ``shape`` (H, W); it may extend slightly beyond the border."""
     small = rng.random() < recipe.small_share
     size = np.exp(rng.uniform(*np.log(recipe.small_size if small else recipe.size)))
     size = min(size, 0.8 * min(shape))
@@ -209,7 +208,7 @@ def _coverage(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.float32)
     for outline in outlines:
-        # OpenCV puts whole numbers at the centres of pixels, and here they are at the corners.
+        # In OpenCV integer coordinates are pixel centres; here they are pixel corners.
         cv2.fillPoly(fine, [np.round(outline * _SUPERSAMPLING - 0.5).astype(np.int32)], 1.0)
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -218,7 +217,7 @@ def _coverage(outlines: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -> np.ndarray:
-    """Paint a background (H, W, 3): a gradient, noise at several scales, and perhaps stripes or soft blobs."""
+    """Paint a background (H, W, 3): a gradient, noise at several scales, and sometimes stripes or soft blobs."""
     shape = (height, width)
     first = rng.uniform(40, 215, 3)
     second = np.clip(first + rng.uniform(-70, 70, 3), 20, 235)
@@ -237,7 +236,7 @@ def _ground(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -
 
 
 def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Paint bent strokes, which belong to no class, on ``canvas`` and return their mask (H, W)."""
+    """Paint curved strokes, which belong to no class, on ``canvas`` and return their mask (H, W)."""
     shape = canvas.shape[:2]
     mask = np.zeros(shape, bool)
     for _ in range(2):
@@ -255,14 +254,14 @@ def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) 
 
 
 def _resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
-    """Return points on ``curve`` (N, 2) at equal distances of about ``spacing``."""
+    """Return equidistant points on ``curve`` (N, 2), about ``spacing`` apart."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
     at = np.linspace(0, length[-1], max(2, int(length[-1] / spacing)))
     return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _fill(rng: np.random.Generator, canvas: np.ndarray, cover: np.ndarray, kind: int, recipe: Recipe) -> np.ndarray:
-    """Paint a patterned filling (H, W, 3) in two colours that stand out from what is around ``cover`` on ``canvas``."""
+    """Return a patterned filling (H, W, 3) in two colours that contrast with the surroundings of ``cover``."""
     inside = (cover > 0).astype(np.uint8)
     around = cv2.dilate(inside, np.ones((7, 7), np.uint8)) > inside
     first, second = _contrasting_colours(rng, _colours(rng, kind, recipe), canvas[around], recipe.contrast)
@@ -286,7 +285,7 @@ def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 
 def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
-    """Return 64 colours (64, 3) about the hue that is usual for a kind, as apples are mostly red or green."""
+    """Return 64 colours (64, 3) around the usual hue of a class, as apples are mostly red or green."""
     hue = 360 * kind / len(CLASSES) + rng.uniform(-recipe.hue_spread, recipe.hue_spread, 64)
     hsv = np.stack([hue % 360, rng.uniform(0.4, 1.0, 64), rng.uniform(0.35, 1.0, 64)], axis=1)
     return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0] * 255
@@ -315,19 +314,19 @@ def _paint(canvas: np.ndarray, cover: np.ndarray, filling: np.ndarray) -> None:
 
 
 def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Blur ``canvas`` as a lens does and add a sensor's noise: uint8 of the same shape."""
+    """Add lens blur and sensor noise to ``canvas``; return uint8 of the same shape."""
     blurred = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.8))
     noisy = blurred + rng.normal(0, rng.uniform(1, 6), canvas.shape)
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 
 
 def _tint(rng: np.random.Generator) -> np.ndarray:
-    """Draw how strongly a texture acts on blue, green and red."""
+    """Draw random strengths of a texture in blue, green and red."""
     return rng.uniform(-0.2, 1.0, 3)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> np.ndarray:
-    """Return smooth noise (H, W) from about -1 to 1 whose bumps are about ``cell`` wide."""
+    """Return smooth noise (H, W) from about -1 to 1 with bumps about ``cell`` wide."""
     height, width = shape
     grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2))
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -339,6 +338,6 @@ def _stripes(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 
 def _along(angle: float, shape: tuple[int, int]) -> np.ndarray:
-    """Return how far each pixel (H, W) lies in the direction of ``angle``."""
+    """Return the position of each pixel (H, W) along the direction of ``angle``."""
     y, x = np.indices(shape)
     return x * np.cos(angle) + y * np.sin(angle)
