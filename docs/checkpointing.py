@@ -1,7 +1,7 @@
-"""Time three ways to keep what a backward pass needs, on all seven networks: ``python docs/checkpointing.py``.
+"""Compare three ways to store activations for the backward pass on all networks: ``python docs/checkpointing.py``.
 
-Everything; what a Chain keeps (mmcare/memory); and torch's selective checkpointing, which keeps what dense convolutions
-return and computes the rest of each block again. docs/training-memory.md tells what became of it.
+They are: storing everything; chains (mmcare/memory); and torch's selective checkpointing, which stores the outputs of
+dense convolutions and recomputes the rest of each block. docs/training-memory.md has the conclusions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Selective(nn.Module):
 
 @contextmanager
 def plain_chains() -> Iterator[None]:
-    """Let chains run their layers, with everything else as in training."""
+    """Return a context in which chains only run their layers, with everything else as in training."""
     forward, Chain.forward = Chain.forward, nn.Sequential.forward
     try:
         yield
@@ -55,7 +55,7 @@ def plain_chains() -> Iterator[None]:
 
 
 def policy(context: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-    """Keep what dense convolutions return; their last argument is the number of groups."""
+    """Store the outputs of dense convolutions; the last argument of a convolution is the number of groups."""
     dense = operator is torch.ops.aten.convolution.default and args[8] == 1
     return CheckpointPolicy.MUST_SAVE if dense else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -77,7 +77,7 @@ def step(model: nn.Module, images: Tensor, bf16: bool, context: Callable = nullc
 
 
 def kept(model: nn.Module, images: Tensor, context: Callable = nullcontext) -> float:
-    """MiB that are allocated after a forward pass and were not before, its outputs included."""
+    """Return the MiB that a forward pass leaves allocated, including its outputs."""
     with context(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         maps = model(images)
     events = (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]")
