@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on several GPUs: torchrun, with MMDetection's convention for calling it.
+# Train on several GPUs with torchrun; the arguments are those of MMDetection's script.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then

@@ -1,5 +1,5 @@
-# For slurm_train.sh and slurm_test.sh: runs one of the tools on the machines of a Slurm cluster.
-# submit PARTITION JOB_NAME TOOL [its arguments]
+# Shared by slurm_train.sh and slurm_test.sh: run a tool on a Slurm cluster.
+# submit PARTITION JOB_NAME TOOL [arguments of the tool]
 submit() {
     local partition=$1 job_name=$2 tool=$3
     local gpus_per_node=${GPUS_PER_NODE:-8} srun_args tools

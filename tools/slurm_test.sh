@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests on the machines of a Slurm cluster, with MMDetection's convention for calling it.
+# Test on a Slurm cluster; the arguments are those of MMDetection's script.
 set -euo pipefail
 
 if [[ $# -lt 4 ]]; then
