@@ -1,7 +1,7 @@
 """mmcare: the CARE and CAS-ViT backbones for dense prediction with OpenMMLab.
 
-Importing the package costs nothing and needs nothing: what it exports is loaded on first use, so that
-``python -m mmcare.stack`` can examine an installation in which torch or mmcv cannot be imported.
+Importing the package imports nothing else: exported names are loaded on first use, so that ``python -m mmcare.stack``
+can examine an installation in which torch or mmcv cannot be imported.
 """
 
 from importlib import import_module
