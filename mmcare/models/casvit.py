@@ -216,7 +216,7 @@ class CASViT(PyramidBackbone):
         (r"(\.blocks\.\d+)\.norm1\.", r"\1.token_mixer.norm."),
         (r"(\.blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
         (r"^norm([0246])\.", lambda match: f"out_norms.{int(match[1]) // 2}."),
-        # mmcare checkpoints from before 0.2
+        # Checkpoints of earlier versions of mmcare
         (r"\.token_mixer\.(query_context|key_context)\.", r".token_mixer.similarity.\1."),
         (r"\.token_mixer\.similarity\.(weight|bias)$", r".token_mixer.similarity.conv.\1"),
     )
