@@ -28,7 +28,7 @@ from mmcare.memory import Chain, keep_everything
 
 NETWORKS = [("CARE", arch) for arch in ("s0", "s1", "s2")] + [("CASViT", arch) for arch in ("xs", "s", "m", "t")]
 SIDE = 512
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Selective(nn.Module):
