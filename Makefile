@@ -42,7 +42,7 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	$(PIP) install -r requirements/runtime.txt -r requirements/build.txt
 	@echo "Installing the $(STACK) stack; the first time on a machine, compiling mmcv's operators takes a few minutes."
 	@# Print every fifth of ninja's progress counts, such as [5/77]; the compiler's output goes to the log.
-	@CXX=$(CURDIR)/requirements/mmcv-c++.sh PRECOMPILED=$(CURDIR)/$(VENV)/precompiled CFLAGS=-g0 \
+	@CXX=$(CURDIR)/requirements/mmcv-c++.sh PRECOMPILED=$(CURDIR)/$(VENV)/precompiled CFLAGS="-O3 -DNDEBUG -fwrapv -g0" \
 	    $(PIP) install -v --no-build-isolation -r requirements/$(STACK).txt 2>&1 | tee $(LOG) \
 	    | sed -un -e 's/^ *Collecting \([^ (]*\).*/  \1/p' -e 's/^ *\(\[[0-9]*[05]\/[0-9]*\]\).*/  compiled \1/p' \
 	    || { grep -m 5 -E "(error|Error|ERROR): |not found" $(LOG) | cut -c -200 || true; \

@@ -22,7 +22,7 @@ from mmcare.benchmark.measuring import machine
 from mmcare.benchmark.timing import interleaved, timed_again
 from mmcare.fast import onednn, parts
 from mmcare.fast.care import FusedLinearAttention, FusedTokenMixer
-from mmcare.fast.convolutions import Expansion, FusedConv, by_rows
+from mmcare.fast.convolutions import Expansion, by_rows
 from mmcare.fast.folding import conv_with
 from mmcare.models.base import depthwise
 from mmcare.models.care import LinearAttention, StripConvolution, TokenMixer
@@ -66,7 +66,7 @@ def random_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 def pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
     conv = random_conv(x.shape[1], hidden)
-    fused, rows = FusedConv(conv, gelu=True), conv.weight.flatten(1)
+    rows = conv.weight.flatten(1)
 
     def product() -> Tensor:
         return F.gelu(F.linear(x.permute(0, 2, 3, 1), rows, conv.bias)).permute(0, 3, 1, 2)
@@ -75,7 +75,10 @@ def pointwise(x: Tensor, hidden: int) -> dict[str, Callable[[], Tensor]]:
     if x.dtype in onednn.types():
         settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         ways["fused"] = lambda: onednn.convolve(x, conv.weight, conv.bias, settings, gelu=True)
-        ways["fused, weights reordered in advance"] = lambda: fused(x)
+        ordered = onednn.order(conv.weight, settings, x.shape)
+        ways["fused, weights reordered in advance"] = lambda: onednn.convolve(
+            x, ordered, conv.bias, settings, gelu=True
+        )
     return ways
 
 

@@ -17,7 +17,7 @@ from .table import Row, only_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)  # below the plot: hides no points
+LEGEND = dict(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1))  # below the plot: hides no points
 MARKERS = "osD^vP*X"
 
 
