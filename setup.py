@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
@@ -30,14 +30,19 @@ setup(
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
-        "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.10",
-        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",  # the one that is tested; the others from 3.10 on should work
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     python_requires=">=3.10",
-    packages=find_packages(include=["mmcare", "mmcare.*"]),
+    # The configs lie beside the package in the repository, and inside it where it is installed.
+    package_dir={"mmcare.configs": "configs"},
+    packages=[
+        *find_packages(include=["mmcare", "mmcare.*"]),
+        *(f"mmcare.configs.{name}" for name in find_namespace_packages("configs", exclude=["*__pycache__"])),
+    ],
+    entry_points={"console_scripts": ["mmcare=mmcare.__main__:main"]},
     # No mm package here: each exists as two distributions that overwrite each other, and only the user knows which of
     # them is installed. `python -m mmcare.stack` examines what is there.
     install_requires=requirements("runtime"),

@@ -4,6 +4,7 @@
 ``*.npz`` has the outputs of their code in float64 for the weights of :func:`weights` and the input of :func:`image`.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -30,8 +31,8 @@ CONFIGS = ROOT / "configs"
 
 
 def load_tool(name: str) -> ModuleType:
-    """Return the module ``tools/<name>.py``."""
-    return load_module(ROOT / f"tools/{name}.py")
+    """Return the module that ``tools/<name>.py`` runs."""
+    return importlib.import_module(f"mmcare.cli.commands.{name}")
 
 
 def load_module(path: Path) -> ModuleType:

@@ -1,6 +1,6 @@
 """Side-by-side measurement of the backbones in their forms and of common alternatives, in one run.
 
-The command lines are ``tools/benchmark.py`` and ``tools/get_flops.py``. Names are imported on first use: the names of
+The command lines are ``mmcare benchmark`` and ``mmcare flops``. Names are imported on first use: the names of
 forms and peers, and the tables of earlier runs, are available without torch.
 """
 

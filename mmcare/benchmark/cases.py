@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..runs import is_config
 from .forms import check_form
 from .subjects import Subject
 
@@ -33,7 +34,8 @@ class Case:
     training: bool
 
     def __str__(self) -> str:
-        alone = ", backbone alone" if self.part == "backbone" and ".py" in self.subject else ""
+        within = is_config(self.subject) or is_config(self.subject.rpartition("@")[0])
+        alone = ", backbone alone" if self.part == "backbone" and within else ""
         return f"{self.subject} ({self.form}{alone}) at {self.shape[0]}×{self.shape[1]}"
 
 

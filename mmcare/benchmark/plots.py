@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_picture
+from ..runs import is_config
 from .accuracy import BOX_AP, TOP1
 from .table import Row, only_run
 
@@ -42,7 +43,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 def reported(row: Row) -> tuple[str, float] | None:
     """Return the metric and the value published for a row's subject; None if unknown."""
     if row.part == "whole":
-        detector = re.search(r"(?:^|/)retinanet_(\w+)\.py(?:@(.+))?$", row.subject)
+        detector = re.search(r"(?:^|/)retinanet_(\w+)(?:\.py)?(?:@(.+))?$", row.subject)
         backbone = (detector[2] or detector[1]) if detector else None
         return ("COCO box AP, RetinaNet 1×", BOX_AP[backbone]) if backbone in BOX_AP else None
     return ("ImageNet top-1 in %", TOP1[row.subject]) if row.subject in TOP1 else None
@@ -92,8 +93,8 @@ def _family(subject: str) -> str:
     """Return the part of a subject's name that its variants share."""
     if "@" in subject:
         return subject.rpartition("@")[2]
-    if subject.endswith(".py"):
-        return subject.rpartition("/")[2].rpartition("_")[0]
+    if is_config(subject):
+        return Path(subject).stem.rpartition("_")[0]
     return subject.partition(":")[0].rpartition(".")[2]
 
 
@@ -101,7 +102,7 @@ def _variant(subject: str) -> str:
     """Return the part of a subject's name that distinguishes it within its family."""
     if "@" in subject:
         return subject.rpartition("@")[2]
-    return subject.removesuffix(".py").rpartition("_")[2] if subject.endswith(".py") else subject.partition(":")[2]
+    return Path(subject).stem.rpartition("_")[2] if is_config(subject) else subject.partition(":")[2]
 
 
 def exponent(pixels: Sequence[int], values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models import PyramidBackbone
-from ..runs import explain_config_faults, load_config, task_of
+from ..runs import explain_config_faults, is_config, load_config, task_of
 from .counting import count
 from .peers import PEERS
 
@@ -66,8 +66,8 @@ def resolve(name: str) -> Subject:
         UserError: the name is unknown, or the model cannot be built or measured.
     """
     torch.manual_seed(0)
-    config, at, peer = name.partition(".py@")
-    model, shape = _build_with_peer(name, f"{config}.py", peer) if at else build(name)
+    config, _, peer = name.rpartition("@")
+    model, shape = _build_with_peer(name, config, peer) if is_config(config) else build(name)
     if hasattr(model, "roi_head"):
         raise UserError(f"{name} has two stages, so its cost depends on the image: give a one-stage detector")
     _randomize_norms(model)
@@ -78,8 +78,8 @@ def build(name: str, cfg_options: Mapping[str, Any] | None = None) -> tuple[nn.M
     """Build a model by name.
 
     Args:
-        name: a config file; a backbone as ``TYPE:ARCH``, ``TYPE:ARCH,KEY=VALUE`` or ``TYPE:KEY=VALUE``; or one of
-            :data:`~mmcare.benchmark.peers.PEERS`.
+        name: a config file, or one of :func:`mmcare.runs.list_configs`; a backbone as ``TYPE:ARCH``,
+            ``TYPE:ARCH,KEY=VALUE`` or ``TYPE:KEY=VALUE``; or one of :data:`~mmcare.benchmark.peers.PEERS`.
         cfg_options: settings of the config to change, as for ``--cfg-options``.
 
     Returns:
@@ -89,7 +89,7 @@ def build(name: str, cfg_options: Mapping[str, Any] | None = None) -> tuple[nn.M
         UserError: the config or backbone does not exist or cannot be built, or ``cfg_options`` are given for a
             backbone.
     """
-    if name.endswith(".py"):
+    if is_config(name):
         return _build_config(name, cfg_options)
     if cfg_options:
         raise UserError(f"--cfg-options needs a config, and {name} is not one: give a config, or omit the option")
@@ -131,8 +131,8 @@ def _build_backbone(name: str, settings: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"{name} cannot be built, as {kind} cannot be imported: {error}") from error
     if found is None:
         raise UserError(
-            f"{name} is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1, or one of "
-            f"{', '.join(PEERS)}"
+            f"{name} is neither a config nor a backbone: give the file or name of a config, a backbone such as "
+            f"mmcare.CARE:s1, or one of {', '.join(PEERS)}"
         )
     try:
         backbone = MODELS.build(dict(settings))

@@ -123,7 +123,7 @@ def read_csv(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} was not written by tools/benchmark.py: {error}") from error
+        raise UserError(f"{path} was not written by the benchmark: {error}") from error
     if not rows:
         raise UserError(f"{path} has no measurements: give another file")
     return rows

@@ -1,4 +1,4 @@
-"""torchrun for the tools: ``python -m mmcare.cli.launch --nproc-per-node=2 tools/train.py CONFIG --launcher pytorch``.
+"""torchrun for the tools: ``python -m mmcare.cli.launch --nproc-per-node=2 -m mmcare train CONFIG --launcher pytorch``.
 
 The options are torchrun's, and the environment variables MMDetection's. If a process ends with a user error, torchrun
 would add a report and a stack trace; here the error message stays the last line.

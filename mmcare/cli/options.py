@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def config_parser(description: str) -> Parser:
     """Return a parser for a tool that reads a config; :func:`read_config` takes its arguments."""
     parser = Parser(description=description)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", help="config file, or a name that mmcare --help lists")
     parser.add_argument(
         "--sample",
         action="store_true",

@@ -4,7 +4,7 @@ Importing this package is cheap: torch and MMEngine are imported when a function
 """
 
 from .config_faults import explain_config_faults
-from .configs import TASKS, load_config, task_of
+from .configs import TASKS, get_config, is_config, list_configs, load_config, task_of
 from .curves import draw_curves, read_curves, summarize
 from .launchers import LAUNCHERS
 from .preflight import check_inputs
@@ -18,6 +18,9 @@ __all__ = [
     "check_inputs",
     "draw_curves",
     "explain_config_faults",
+    "get_config",
+    "is_config",
+    "list_configs",
     "load_config",
     "read_curves",
     "summarize",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, closest
 from ..stack import check_stack
 
 if TYPE_CHECKING:
@@ -20,6 +20,44 @@ if TYPE_CHECKING:
 TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 """The task of a config, by its ``default_scope``."""
 
+_PACKAGE = Path(__file__).parents[1]
+
+
+def list_configs() -> list[str]:
+    """Return the names of mmcare's own configs, such as ``detection/retinanet_care_s1``."""
+    folder = _folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("[!_]*/*.py"))
+
+
+def get_config(name: str) -> Config:
+    """Read one of mmcare's own configs, from a clone or an installed wheel.
+
+    Args:
+        name: one of :func:`list_configs`.
+
+    Raises:
+        UserError: there is no config of that name.
+    """
+    names = list_configs()
+    if name not in names:
+        raise UserError(f"mmcare has no config {name!r}: {closest(name, names, 'mmcare --help lists its configs')}")
+    return _read(_file_of(name))
+
+
+def is_config(name: str) -> bool:
+    """Return whether :func:`load_config` would take ``name`` for a config, which may be missing."""
+    return name.endswith(".py") or name in list_configs()
+
+
+def _folder() -> Path:
+    """Return the folder of the configs: inside the package in a wheel, beside it in a clone."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _file_of(name: str) -> Path:
+    return _folder() / f"{name}.py"
+
 
 def load_config(
     path: str, parts: Sequence[str] = (), sample: bool = False, cfg_options: Mapping[str, Any] | None = None
@@ -27,7 +65,7 @@ def load_config(
     """Read a config, optionally switch it to the sample data, and then apply ``cfg_options``.
 
     Args:
-        path: the config file.
+        path: the config file; if there is no such file, one of :func:`list_configs`.
         parts: top-level keys that the config must have.
         sample: replace the config's data and schedule with those of the sample data.
         cfg_options: new values by dotted key, such as ``{"model.backbone.arch": "s1"}``.
@@ -36,7 +74,7 @@ def load_config(
         UserError: the file cannot be read or lacks a part, an option does not fit it, or a required package is not
             installed.
     """
-    cfg = _read(path)
+    cfg = _read(_find(path))
     task_of(cfg)
     absent = [part for part in parts if not cfg.get(part)]
     if absent:
@@ -54,11 +92,19 @@ def load_config(
     return cfg
 
 
-def _read(path: str) -> Config:
+def _find(path: str) -> Path:
+    if Path(path).is_file():
+        return Path(path)
+    names = list_configs()
+    if path in names:
+        return _file_of(path)
+    otherwise = f"check the path (relative ones start at {os.getcwd()}), or give a name that mmcare --help lists"
+    raise UserError(f"there is no config {path}: {closest(path, names, otherwise)}")
+
+
+def _read(path: Path) -> Config:
     from mmengine.config import Config
 
-    if not Path(path).is_file():
-        raise UserError(f"there is no config {path}: check the path (relative ones start at {os.getcwd()})")
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program and may raise anything

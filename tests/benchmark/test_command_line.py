@@ -111,7 +111,7 @@ def test_profile(tool):
         ([], "give either subjects, such as mmcare.CARE:s1, or --compare"),
         (
             ["resnet51"],
-            "resnet51 is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1, or one of",
+            "resnet51 is neither a config nor a backbone: give the file or name of a config, a backbone such as ",
         ),
         (["mmcare.CARE:s9"], "CARE has no arch 's9'"),
         (["nix.py"], "there is no config nix.py"),
@@ -150,7 +150,7 @@ def test_profile(tool):
         ),
         (["mmcare.CARE:s0", "--profile", "--out", "a.csv"], "--out has no effect with --profile"),
         (["--compare", "nix.csv"], "nix.csv cannot be read: No such file or directory"),
-        (["--compare", "other.csv"], "other.csv was not written by tools/benchmark.py"),
+        (["--compare", "other.csv"], "other.csv was not written by the benchmark"),
         (["--compare", "empty.csv"], "empty.csv has no measurements: give another file"),
     ],
 )

@@ -22,15 +22,16 @@ def test_the_exponent_is_the_slope(make_row):
 
 def test_accuracy_is_what_the_authors_report_at_the_time_that_was_measured(make_row):
     detector = dict(subject="configs/detection/retinanet_casvit_m.py", part="whole", height=800, width=1333)
+    by_name = dict(detector, subject="detection/retinanet_casvit_s", median=0.08)
     peer = dict(detector, subject="retinanet_care_s1.py@pvtv2-b1", median=0.3)
     unknown = dict(detector, subject="semantic_fpn_care_s1.py@pvtv2-b1")
     rows = [make_row(), make_row(subject="mmcare.CARE:s0", median=0.05), make_row(subject="resnet50")]
-    rows += [make_row(**settings) for settings in (detector, peer, unknown)]
+    rows += [make_row(**settings) for settings in (detector, by_name, peer, unknown)]
     top1, box_ap = draw_accuracy(rows).axes
     (line,) = top1.get_lines()
     assert list(zip(*line.get_data(), strict=True)) == [(50.0, 78.4), (100.0, 80.1)]
     lines = [list(zip(*line.get_data(), strict=True)) for line in box_ap.get_lines()]
-    assert lines == [[(100.0, 40.9)], [(300.0, 41.2)]]
+    assert lines == [[(80.0, 38.6), (100.0, 40.9)], [(300.0, 41.2)]]
     with pytest.raises(UserError, match="^no accuracy is known for these subjects"):
         draw_accuracy([make_row(subject="resnet50")])
 

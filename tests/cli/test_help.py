@@ -10,9 +10,17 @@ import sys
 import pytest
 from helpers import DETECTION, ROOT
 
+import mmcare.__main__ as mmcare
+
 HEAVY = ("torch", "mmengine", "mmcv", "mmdet", "mmseg")
-COMMANDS = {path.stem: [path] for path in sorted((ROOT / "tools").glob("*.py"))} | {"sample": ["-m", "mmcare.sample"]}
-READ_CONFIGS = ("train", "test", "print_config", "browse_dataset")
+TOOLS = {path.stem: [path] for path in sorted((ROOT / "tools").glob("*.py"))}
+COMMANDS = {
+    **TOOLS,
+    "sample": ["-m", "mmcare.sample"],
+    "mmcare": ["-m", "mmcare"],
+    **{f"mmcare {name}": ["-m", "mmcare", name] for name in mmcare.COMMANDS},
+}
+READ_CONFIGS = ("train", "test", "print_config", "browse_dataset", "mmcare train")
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +67,31 @@ def test_then_what_is_wrong_with_the_installation(broken, name):
 def test_a_room_that_command_lines_use_needs_nothing_heavy(broken, name):
     done = broken("-c", f"import {name}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_tools_are_the_commands(broken):
+    assert {module for module, _ in mmcare.COMMANDS.values()} == set(TOOLS)
+    for name, (module, _) in mmcare.COMMANDS.items():
+        tool, command = (broken(*COMMANDS[key], "--help").stdout for key in (module, f"mmcare {name}"))
+        assert command.startswith(f"usage: mmcare {name} ")
+        assert command.partition("\n\n")[2] == tool.partition("\n\n")[2]
+
+
+def test_the_help_of_all_lists_commands_and_configs(broken):
+    said = broken("-m", "mmcare", "--help").stdout
+    assert set(mmcare.COMMANDS) <= {line.split()[0] for line in said.splitlines() if line.strip()}
+    configs = {f"{path.parent.name}/{path.stem}" for path in ROOT.glob("configs/[!_]*/*.py")}
+    assert {name for name in said.replace(",", " ").split() if "/" in name} == configs
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["publsh"], "mmcare has no command 'publsh': did you mean publish?"),
+        (["x"], "mmcare has no command 'x': choose one of train, test, "),
+        (["config"], "the following arguments are required: config; mmcare config --help lists the options"),
+    ],
+)
+def test_a_wrong_command_is_told(refusal, args, message):
+    assert refusal(mmcare.main, "mmcare", *args).startswith(message)

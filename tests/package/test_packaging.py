@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
@@ -32,23 +31,10 @@ def pinned_version(requirement: Requirement) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Build the wheel from a copy of the files that setup.py needs."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "mmcare", source / "mmcare", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "requirements", source / "requirements")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, source]
-    subprocess.run(command, check=True)
-    (path,) = target.glob("*.whl")
-    return zipfile.ZipFile(path)
-
-
-@pytest.fixture(scope="module")
-def metadata(wheel: zipfile.ZipFile) -> Message:
-    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    return Parser().parsestr(wheel.read(name).decode())
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = (name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(content.read(name).decode())
 
 
 def required(metadata: Message, extra: str = "") -> dict[str, Requirement]:
@@ -61,14 +47,18 @@ def required(metadata: Message, extra: str = "") -> dict[str, Requirement]:
     }
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel):
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mmcare").rglob("*.*") if path.suffix != ".pyc"}
-    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files
+def test_wheel_holds_the_package_with_the_configs_and_nothing_else(wheel):
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mmcare").rglob("*.*") if path.suffix != ".pyc"}
+    configs = {f"mmcare/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")}
+    with zipfile.ZipFile(wheel) as content:
+        assert {name for name in content.namelist() if ".dist-info/" not in name} == package | configs
 
 
 def test_metadata(metadata):
     assert (metadata["Name"], metadata["Version"]) == ("mmcare", __version__)
     assert metadata["License"] == "Apache-2.0" or metadata["License-Expression"] == "Apache-2.0"
+    versions = [name for name in metadata.get_all("Classifier") if re.search(r":: 3\.\d+$", name)]
+    assert versions == ["Programming Language :: Python :: 3.11"]  # the tested one
 
 
 def test_install_brings_neither_family(metadata):

@@ -19,7 +19,7 @@ LAYERS = [
     {"runs"},
     {"benchmark"},
     {"cli"},
-    {"sample"},
+    {"sample", "__main__"},
 ]
 # Allowed imports within a layer
 BESIDE = {"files": {"errors"}, "stack": {"errors"}}

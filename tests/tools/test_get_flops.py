@@ -138,9 +138,18 @@ def test_the_users_options_change_what_is_counted(tool):
     ("args", "message"),
     [
         (["mmcare.CARE:s9"], "CARE has no arch 's9': choose one of s0, s1, s2, or give a dict"),
-        (["mmcare.Care:s1"], "mmcare.Care:s1 is neither a config (a .py file) nor a backbone"),
-        (["care"], "care is neither a config (a .py file) nor a backbone: give one such as mmcare.CARE:s1"),
-        (["nowhere.Net:x"], "nowhere.Net:x is neither a config (a .py file) nor a backbone"),
+        (
+            ["mmcare.Care:s1"],
+            "mmcare.Care:s1 is neither a config nor a backbone",
+        ),
+        (
+            ["care"],
+            "care is neither a config nor a backbone: give the file or name of a config, a backbone such as mmcare.",
+        ),
+        (
+            ["nowhere.Net:x"],
+            "nowhere.Net:x is neither a config nor a backbone",
+        ),
         (["mmdet.ResNet:50"], "mmdet.ResNet:50 is not a backbone that an arch alone describes: give a config"),
         (["configs/nix.py"], "there is no config configs/nix.py: check the path"),
         (["configs/_base_/runtime/detection.py"], "configs/_base_/runtime/detection.py has no model"),
