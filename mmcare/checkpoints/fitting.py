@@ -17,8 +17,9 @@ from .selecting import is_ema_copy
 
 # The classifier in an ImageNet checkpoint, which a backbone does not use.
 _CLASSIFIER = re.compile(r"(norm|head|dist_head)\.")
-# The layers of detectors and segmentors whose width depends on the number of classes.
-_CLASS_LAYER = re.compile(r"\.(retina_cls|fc_cls|fc_reg|conv_logits|conv_seg)\.(weight|bias)$")
+CLASS_LAYERS = ("retina_cls", "fc_cls", "fc_reg", "conv_logits", "conv_seg")
+"""The layers of detectors and segmentors whose width depends on the number of classes."""
+_CLASS_LAYER = re.compile(rf"\.({'|'.join(CLASS_LAYERS)})\.(weight|bias)$")
 
 
 def fit_weights(
@@ -68,6 +69,11 @@ def missing_names(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
     return [name for name in model if name not in state and not name.endswith("num_batches_tracked")]
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Return whether a weight is a dense floating-point tensor that holds numbers."""
+    return weight.is_floating_point() and weight.layout == torch.strided and not weight.is_meta
+
+
 def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return names for a message: the first few, and the number of the others."""
     shown = ", ".join(names[:most])
@@ -98,9 +104,9 @@ def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit:
         raise UserError(
             f"{misfit}: {len(differing)} of its weights differ in shape, such as {name}, {tuple(state[name].shape)} "
             f"in the file but {tuple(model[name].shape)} in the model; "
-            f"{_resemblance(state, differing) or 'is it for another arch, or for another number of classes?'}"
+            f"{_resemblance(state, differing) or 'is it for another arch or head, or for another number of classes?'}"
         )
-    odd = [name for name in common if model[name].is_floating_point() and not _is_plain(state[name])]
+    odd = [name for name in common if model[name].is_floating_point() and not is_plain(state[name])]
     if odd:
         kind = f"{state[odd[0]].layout}, {state[odd[0]].dtype}, on {state[odd[0]].device}".replace("torch.", "")
         raise UserError(f"{misfit}: {odd[0]} is not a plain floating-point tensor ({kind})")
@@ -108,12 +114,8 @@ def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit:
     if require_all and missing:
         raise UserError(
             f"{misfit}: it lacks {len(missing)} of the model's weights: {list_names(missing, 3)}; "
-            f"{_resemblance(state, missing) or 'is it for another model?'}"
+            f"{_resemblance(state, missing) or _guess(state, missing)}"
         )
-
-
-def _is_plain(weight: Tensor) -> bool:
-    return weight.is_floating_point() and weight.layout == torch.strided and not weight.is_meta
 
 
 def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
@@ -132,6 +134,14 @@ def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
         if name.endswith(".retina_cls.weight") and boxes is not None and boxes.dim() and len(boxes):
             return 4 * width // len(boxes)
     return None
+
+
+def _guess(state: Mapping[str, Tensor], missing: Sequence[str]) -> str:
+    """Return what a checkpoint may be that lacks some of a model's weights."""
+    has_backbone = any(name.startswith("backbone.") for name in state)
+    if has_backbone and not any(name.startswith("backbone.") for name in missing):
+        return "is it for another head, or of a backbone alone, which model.backbone.init_cfg takes?"
+    return "is it for another model?"
 
 
 def _resemblance(state: Mapping[str, Tensor], misfits: Sequence[str] | None = None) -> str | None:

@@ -27,7 +27,8 @@ def build_runner(cfg: Config, require_all: bool) -> Runner:
 
     Args:
         cfg: the complete config, with ``work_dir`` and ``launcher``.
-        require_all: whether a checkpoint must have every weight of the model, as for testing and resuming.
+        require_all: whether a checkpoint must have every weight of the model, as for testing and resuming; otherwise
+            its class layers may be for other classes, as for starting a training.
 
     Raises:
         UserError: the run cannot be distributed on this machine, the work folder cannot be created, or the config has a

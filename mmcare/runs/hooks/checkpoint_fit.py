@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ...checkpoints import fit_weights, unwrapped
+from ...checkpoints import class_names, fit_classes, fit_weights, unwrapped
 from ...registry import HOOKS
 
 
@@ -17,10 +17,11 @@ class CheckpointFitHook(Hook):
 
     Args:
         require_all: whether the checkpoint must have every weight of the model, as for testing and resuming; False for
-            a checkpoint from which a training starts.
+            a checkpoint from which a training starts, which may be for other classes: the rows of its class layers
+            are taken for the classes that the training data has, too.
     """
 
-    priority = "VERY_LOW"
+    priority = "VERY_HIGH"  # before EMAHook, which fills its copy of the model from the same weights
 
     def __init__(self, require_all: bool = True) -> None:
         self.require_all = require_all
@@ -33,5 +34,17 @@ class CheckpointFitHook(Hook):
         """
         source = checkpoint.get("filename", "the checkpoint")  # set after mmcare.make_loading_safe()
         target = f"the {type(unwrapped(runner.model)).__name__} of this config"
+        state, notes = checkpoint["state_dict"], []
+        if not self.require_all:
+            names = class_names(checkpoint.get("meta"))
+            state, notes = fit_classes(runner.model, state, names, _classes_to_learn(runner), source)
         # fit_weights logs unused weights. If they stayed, MMEngine would warn of all of them, even of expected ones.
-        checkpoint["state_dict"] = fit_weights(runner.model, checkpoint["state_dict"], source, target, self.require_all)
+        checkpoint["state_dict"] = fit_weights(runner.model, state, source, target, require_all=True)
+        for note in notes:
+            runner.logger.info(note)
+
+
+def _classes_to_learn(runner: Runner) -> tuple[str, ...] | None:
+    """Return the class names of the training data; None if the Runner does not train or they are unknown."""
+    loop = runner.train_loop
+    return class_names(getattr(loop.dataloader.dataset, "metainfo", None)) if loop else None

@@ -1,0 +1,66 @@
+"""docs/fine-tuning.md, followed to the letter."""
+
+import json
+import re
+import shlex
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import DETECTOR, IN_PROCESS, ROOT, run_tool, succeed
+
+from mmcare.checkpoints import read_checkpoint
+from mmcare.data.sample import Recipe, prepare
+
+FEW = [
+    *IN_PROCESS,
+    *(f"{split}_dataloader.dataset.indices=4" for split in ("train", "val", "test")),
+    "train_cfg.max_epochs=1",
+    "train_cfg.val_interval=1",
+    "default_hooks.checkpoint.interval=1",
+]
+
+
+def blocks(language):
+    """Return the page's code blocks."""
+    page = (ROOT / "docs/fine-tuning.md").read_text()
+    return [textwrap.dedent(block) for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
+
+
+def put_data(folder):
+    """Lay out other generated pictures as the page says, with a coin where the sample data has a disc."""
+    made = prepare(folder.parent / "other", Recipe(seed=1, train_images=16, val_images=4)) / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copytree(made / f"{split}2017", folder / split)
+        content = json.loads((made / f"annotations/instances_{split}2017.json").read_text())
+        for category in content["categories"]:
+            category["name"] = category["name"].replace("disc", "coin")
+        (folder / f"annotations/{split}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.stack
+def test_the_page_works_as_written(tmp_path, train, monkeypatch):
+    # Step 1 in seconds: a small network, one epoch of four pictures
+    (tmp_path / "retinanet_care_s1.py").write_text(DETECTOR)
+    trained = train(tmp_path, "retinanet_care_s1.py", "--sample", "--cfg-options", *FEW)
+    (trained / "epoch_1.pth").rename(trained / "epoch_6.pth")
+
+    monkeypatch.chdir(tmp_path)
+    put_data(Path("data/mine"))
+    (config,) = blocks("python")
+    Path("mine.py").write_text(config)
+    *_, commands = blocks("bash")
+    said = {}
+    for _, tool, *args in map(shlex.split, commands.splitlines()):
+        said[tool] = succeed(run_tool(Path(tool).stem, *args, cwd=tmp_path))
+    assert re.search(
+        r"epoch_6\.pth has 4 classes, the model 4; in bbox_head\.retina_cls, the rows of 3 \(triangle, box, star\) are "
+        r"taken by name, those of 1 \(coin\) start anew",
+        said["tools/train.py"],
+    )
+    assert read_checkpoint("work_dirs/mine/epoch_12.pth")["meta"]["dataset_meta"]["classes"][0] == "coin"
+    assert "Epoch(test) [4/4]" in said["tools/test.py"]
+    assert len([*Path("browsed").iterdir()])
+    assert len([*Path("work_dirs/mine").glob("*/pictures/*")]) == 4
