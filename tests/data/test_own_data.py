@@ -280,11 +280,12 @@ def test_the_data_folder_stays_as_it_is_and_a_change_of_it_makes_new_files(split
     assert load_config(RETINANET, data=OwnData("mine")).train_dataloader.dataset.ann_file == first
     assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
     content = Path(first).read_text()
-    (mine / "train/t1.json").unlink()
+    write_labelme(mine / "train/t1.json", splits["train"][0], [])
     changed = load_config(RETINANET, data=OwnData("mine")).train_dataloader.dataset.ann_file
     assert changed != first
     assert Path(first).read_text() == content
-    assert len(json.loads(Path(changed).read_text())["images"]) == 5
+    found = [len(json.loads(text)["annotations"]) for text in (content, Path(changed).read_text())]
+    assert found[0] - found[1] == len(splits["train"][0]["objects"]) > 0
 
 
 # -- configs -----------------------------------------------------------------------------------------------------------
@@ -434,6 +435,17 @@ def test_polygons_become_label_maps(splits, tmp_path, background, classes):
             covered |= coco_mask.decode(code) > 0
             assert (labels[y : y + height, x : x + width] == classes.index(name)).any()
         assert ((labels != (0 if background == "extra" else 255)) == covered).all()
+
+
+def test_a_smaller_object_is_above_a_larger_one(tmp_path):
+    square = [[[10, 10], [20, 10], [20, 20], [10, 20]], [[0, 0], [30, 0], [30, 30], [0, 30]]]
+    for order in (1, -1):
+        for name in ("a", "b"):
+            small_picture(tmp_path / f"mine{order}", f"{name}.jpg")
+            shapes = [labelme_shape(*one) for one in zip(("inner", "outer"), square, strict=True)][::order]
+            write_labelme(tmp_path / f"mine{order}/{name}.json", {"name": name, "size": (40, 30)}, shapes)
+        (labels,) = targets(load_config(SEMANTIC_FPN, data=OwnData(f"mine{order}", background="ignore"))).values()
+        assert labels[15, 15] == 0 and labels[5, 5] == 1 and labels[5, 35] == 255
 
 
 # -- from one end to the other -----------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _overlay_segmentation(cfg: Config, data: PreparedData, shared: dict[str, Any
             loader.dataset = _replaced(loader.dataset, [kind | part for part in parts])
     for step in dicts_in([*cfg.values()]):  # also in the pipelines of test-time augmentation, and those in variables
         if type_name(step) == "LoadAnnotations":
-            step["reduce_zero_label"] = data.reduce_zero_label
+            step.pop("reduce_zero_label", None)  # the dataset's is used
 
 
 def _parts(data: PreparedData) -> list[tuple[str, list[dict[str, Any]]]]:
