@@ -52,13 +52,14 @@ def stored_config(meta: Any, source: str) -> Config:
         raise UserError(f"{source} carries no config: give the config that it was trained with, too")
     try:
         values = _read(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        reason = error if str(error) else "it is nested too deeply"
         raise UserError(
-            f"the config in {source} is not made of plain values ({error}), and a program from a checkpoint is not "
+            f"the config in {source} is not made of plain values ({reason}), and a program from a checkpoint is not "
             "run: give the config that it was trained with, too"
         ) from None
     scope = values.get("default_scope")
-    if scope not in TASKS:
+    if not isinstance(scope, str) or scope not in TASKS:
         project = scope if isinstance(scope, str) else "an unknown project"
         raise UserError(
             f"{source} has a model of {project}, not a detector of MMDetection or a segmentor of MMSegmentation: give "
@@ -119,8 +120,11 @@ def _parts(values: dict[str, Any], source: str) -> dict[str, Any]:
     """Return the model and its test pipeline, without what they would load before the weights."""
     model = values.get("model")
     loader = values.get("test_dataloader")
-    dataset = next(innermost_datasets(loader.get("dataset")), {}) if isinstance(loader, dict) else {}
-    pipeline = dataset.get("pipeline") or values.get("test_pipeline")
+    dataset = loader.get("dataset") if isinstance(loader, dict) else None
+    try:
+        pipeline = next(innermost_datasets(dataset), {}).get("pipeline") or values.get("test_pipeline")
+    except TypeError:  # a wrapper of something that is no list
+        pipeline = None
     if not (isinstance(model, dict) and isinstance(pipeline, list | tuple)):
         raise UserError(f"the config in {source} has no model and test pipeline: give a complete config, too")
     if isinstance(values.get("data_preprocessor"), dict):
@@ -137,11 +141,11 @@ def _without_sources(node: Any) -> Any:
 
 
 def _entries(node: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted place, the key and the value of every entry that is not a container."""
+    """Yield the dotted place, the key and the value of every entry that is no container or should not be one."""
     if isinstance(node, dict | list | tuple):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             inside = f"{place}.{key}" if place else str(key)
-            if isinstance(value, dict | list | tuple):
+            if isinstance(value, dict | list | tuple) and key not in ("type", "_scope_"):
                 yield from _entries(value, inside)
             else:
                 yield inside, key, value
@@ -152,7 +156,7 @@ def _fault(key: Any, value: Any, scope: str) -> str | None:
     if key == "type":
         return None if isinstance(value, str) and _is_harmless(value, scope) else "which no OpenMMLab project registers"
     if key == "_scope_":
-        return None if value in _SCOPES else "another project"
+        return None if isinstance(value, str) and value in _SCOPES else "another project"
     if isinstance(value, str) and not re.fullmatch(r"[\w+\- ]*", value):
         return "which could be a path, an address or a program"
     if isinstance(value, str) and re.search(r"ckpt|checkpoint|config", str(key)):
