@@ -62,6 +62,7 @@ setup(
             "onedl-mmdetection>=3.5.1,<3.6",
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
+        "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [*requirements("test"), *requirements("lint")],
     },
 )

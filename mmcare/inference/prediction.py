@@ -190,6 +190,11 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": code["size"], "counts": code["counts"].decode()}
 
 
+def check_drawing() -> None:
+    """Raise UserError if predictions cannot be drawn here."""
+    _supervision()
+
+
 def _supervision() -> Any:
     try:
         import supervision

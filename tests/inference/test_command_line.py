@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -283,6 +284,15 @@ def test_categories_must_have_the_models_classes(ground, refused):
     Path("some.json").write_text(json.dumps(dict(images=[dict(id=1, file_name=path.name)], categories=[])))
     told = refused(path, "--model", ground.checkpoint, "--annotations", "some.json")
     assert told == "some.json has no category disc, which is a class of the model"
+
+
+def test_without_supervision_nothing_is_begun(ground, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    told = refused(ground.pictures, "--model", ground.checkpoint)
+    assert re.fullmatch(
+        r"drawing needs the package supervision \(.+\): install it with `pip install supervision`", told
+    )
+    assert files() == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

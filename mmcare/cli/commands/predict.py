@@ -55,8 +55,9 @@ def main() -> None:
         raise UserError("there is no display to show pictures on: omit --show, the drawings are written to --out")
     check_out(args.out, args.overwrite)
     check_stack()
-    from ...inference import Predictor
+    from ...inference import Predictor, check_drawing
 
+    check_drawing()
     sources = find(args.sources)
     number = Numbers(sources, args.annotations)
     places = Places(args.out, sources)
