@@ -63,6 +63,7 @@ setup(
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
         "data": requirements("data"),
+        "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [*requirements("test"), *requirements("data"), *requirements("lint")],
     },
 )
