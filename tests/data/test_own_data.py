@@ -173,7 +173,7 @@ def test_labelmes_groups_circles_and_masks(tmp_path, capsys):
     ]
     assert len(instances[0]["mask"]) == 2
     assert coco_mask.area(instances[2]["mask"]) == 20
-    assert "note: shapes without an area, left out (point): 2\n" in capsys.readouterr().err
+    assert "note: shapes without an area, left out (point): 2 (a.png, b.png)\n" in capsys.readouterr().err
 
 
 def test_a_picture_is_taken_as_it_is_shown(tmp_path):
@@ -228,7 +228,7 @@ def test_a_missing_validation_split_is_a_fifth_chosen_by_name_and_told(tmp_path,
     flat_voc(tmp_path / "mine", 10)
     first = boxes(load_config(RETINANET, data=OwnData("mine")))
     told = capsys.readouterr().err
-    assert "note: pictures that validate, 20% of those for training, chosen by their names: 2\n" in told
+    assert "note: pictures that validate, 20% of those for training, chosen by their names: 2 (" in told
     cfg = load_config(RETINANET, data=OwnData("mine"))
     chosen = {info["img_path"][-7:] for info in map(dataset(cfg, "val").get_data_info, range(2))}
     assert len(first) == 10
@@ -255,9 +255,9 @@ def test_what_was_found_is_told_and_drawn(splits, tmp_path, capsys):
     having = sum(any(name == "star" for name, *_ in objects) for objects in kept)
     star = next(line.split() for line in told.splitlines() if line.startswith("- star"))
     assert star[2:5] == [str(stars), "in", str(having)]
-    assert "note: boxes narrower than a pixel, left out: 1\n" in told
-    assert "note: boxes that reach out of their picture, clipped when it is resized: 1\n" in told
-    assert "note: pictures that are also in the training split: 1\n" in told
+    assert "note: boxes narrower than a pixel, left out: 1 (images/train/t1.jpg)\n" in told
+    assert "note: boxes that reach out of their picture, clipped when it is resized: 1 (images/train/t3.jpg)\n" in told
+    assert "note: pictures that are also in the training split: 1 (images/val/copy.jpg)\n" in told
     drawn = next(tmp_path.glob("work_dirs/data/mine-*/data.png"))
     assert told.rstrip().endswith(f"drawn in {drawn.relative_to(tmp_path)}")
     assert cv2.imread(str(drawn)).shape[0] > 500
@@ -270,7 +270,9 @@ def test_an_object_far_out_of_its_picture_is_left_out(splits, tmp_path, capsys):
     content["annotations"][0]["segmentation"] = [[0, 0, 1e9, 0, 1e9, 1e9]]  # drawing it would take 1e18 pixels
     path.write_text(json.dumps(content))
     load_config(SEMANTIC_FPN, data=OwnData("mine", background="extra"))
-    assert "note: objects that reach far out of their picture, left out: 1\n" in capsys.readouterr().err
+    assert (
+        "note: objects that reach far out of their picture, left out: 1 (train2017/t1.jpg)\n" in capsys.readouterr().err
+    )
 
 
 def test_the_data_folder_stays_as_it_is_and_a_change_of_it_makes_new_files(splits, tmp_path):
@@ -286,6 +288,16 @@ def test_the_data_folder_stays_as_it_is_and_a_change_of_it_makes_new_files(split
     assert Path(first).read_text() == content
     found = [len(json.loads(text)["annotations"]) for text in (content, Path(changed).read_text())]
     assert found[0] - found[1] == len(splits["train"][0]["objects"]) > 0
+
+
+def test_pictures_without_annotations_are_not_used_and_told(splits, made, tmp_path, capsys):
+    for kind in ("coco", "voc", "labelme"):
+        small_picture(write(kind, tmp_path / kind, splits), "more.jpg")
+        load_config(RETINANET, data=OwnData(kind))
+        assert "note: pictures without annotations, not used: 1 (more.jpg)\n" in capsys.readouterr().err
+    small_picture(write_label_maps_with_classes(tmp_path / "maps", made) / "images", "more.jpg")
+    load_config(SEMANTIC_FPN, data=OwnData("maps", background="ignore"))
+    assert "note: pictures without annotations, not used: 1 (images/more.jpg)\n" in capsys.readouterr().err
 
 
 # -- configs -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 from ...errors import UserError
@@ -11,6 +11,7 @@ from .description import (
     Description,
     Instance,
     Picture,
+    Problems,
     add_instance,
     area_of,
     box_around,
@@ -34,7 +35,7 @@ def read(folder: Folder) -> Description:
     Raises:
         UserError: a file is not as COCO's format requires, or the files do not go together.
     """
-    problems: Counter[str] = Counter()
+    problems: Problems = defaultdict(list)
     classes: dict[str, tuple[str, ...]] = {}
     splits = {}
     for split, name in _annotation_files(folder).items():
@@ -94,7 +95,7 @@ def _categories(content: dict[str, Any], path: object) -> dict[Any, str]:
 
 
 def _pictures(
-    folder: Folder, split: str, name: str, content: dict[str, Any], categories: dict[Any, str], problems: Counter[str]
+    folder: Folder, split: str, name: str, content: dict[str, Any], categories: dict[Any, str], problems: Problems
 ) -> list[Picture]:
     own = posixpath.dirname(name)
     alike = [path for path in folder.picture_folders if split_of(path) == split]
@@ -123,7 +124,7 @@ def _pictures(
         if _get(annotation, "category_id", where) not in categories:
             raise UserError(f"{where} has the category {annotation['category_id']}, which the file does not list")
         if annotation.get("ignore"):
-            problems["annotations that are marked to be ignored, left out"] += 1
+            problems["annotations that are marked to be ignored, left out"].append(picture.name)
             continue
         instance = _instance(annotation, picture, categories[annotation["category_id"]], where)
         add_instance(picture, instance, problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,10 @@ from ...errors import UserError
 
 Box = tuple[float, float, float, float]
 """The left and top edge, width and height in pixels. The top left corner of a picture is (0, 0)."""
+
+
+Problems = defaultdict[str, list[str]]
+"""What is left out or unusual, and for each time the picture."""
 
 
 @dataclass(slots=True)
@@ -51,27 +55,26 @@ class Description:
     """The pictures of ``"train"``, ``"val"`` and ``"test"``, as far as the folder has these splits."""
     named_classes: bool
     """Whether the data set names its classes; otherwise they are those that occur."""
-    problems: Counter[str] = field(default_factory=Counter)
-    """What is not used or is unusual, and how often it occurs."""
+    problems: Problems = field(default_factory=lambda: defaultdict(list))
 
     def instances(self) -> list[Instance]:
         return [instance for pictures in self.splits.values() for picture in pictures for instance in picture.instances]
 
 
-def add_instance(picture: Picture, instance: Instance, problems: Counter[str]) -> None:
+def add_instance(picture: Picture, instance: Instance, problems: Problems) -> None:
     """Add an object to a picture unless MMDetection would ignore its box, which is counted among the problems."""
     if _is_far_off(picture, instance):
-        problems["objects that reach far out of their picture, left out"] += 1
+        problems["objects that reach far out of their picture, left out"].append(picture.name)
         return
     x, y, width, height = instance.box
     inside = min(x + width, picture.width) > max(x, 0) and min(y + height, picture.height) > max(y, 0)
     if width < 1 or height < 1:
-        problems["boxes narrower than a pixel, left out"] += 1
+        problems["boxes narrower than a pixel, left out"].append(picture.name)
     elif not inside:
-        problems["boxes outside of their picture, left out"] += 1
+        problems["boxes outside of their picture, left out"].append(picture.name)
     else:
         if x < -0.5 or y < -0.5 or x + width > picture.width + 0.5 or y + height > picture.height + 0.5:
-            problems["boxes that reach out of their picture, clipped when it is resized"] += 1
+            problems["boxes that reach out of their picture, clipped when it is resized"].append(picture.name)
         picture.instances.append(instance)
 
 

@@ -56,6 +56,9 @@ def read(folder: Folder, name: str | None, task: str) -> tuple[str, Description]
     description = _READERS[name][1](folder)
     if not any(description.splits.values()):
         raise UserError(f"{folder.path} has {_READERS[name][0]} but no picture that they belong to: add the pictures")
+    used = {file for found in description.splits.values() for one in found for file in (one.name, one.label_map)}
+    if unused := [picture for picture in folder.pictures if picture not in used]:
+        description.problems["pictures without annotations, not used"] = unused
     return _READERS[name][0], description
 
 

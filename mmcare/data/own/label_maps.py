@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +38,6 @@ def read(folder: Folder) -> Description:
         raise UserError(
             f"{folder.path} has label maps but no classes.txt: add it, with the names of the classes, one a line"
         )
-    problems: Counter[str] = Counter()
     splits: dict[str, list[Picture]] = {}
     maps = set(label_maps(folder))
     used = set()
@@ -48,14 +46,13 @@ def read(folder: Folder) -> Description:
             continue
         label_map = next((path for path in _candidates(name) if path in maps), None)
         if label_map is None:
-            problems["pictures without a label map, not used"] += 1
             continue
         used.add(label_map)
         picture = Picture(name, *folder.size_of(name), label_map=label_map)
         splits.setdefault(split_of(posixpath.dirname(name)) or "train", []).append(picture)
     if unused := sorted(maps - used):
         raise missing_pictures(unused, str(folder.path))
-    return Description(classes, splits, named_classes=True, problems=problems)
+    return Description(classes, splits, named_classes=True)
 
 
 def places(picture: Picture) -> tuple[str, str, str, str, str]:

@@ -11,7 +11,7 @@ import binascii
 import io
 import math
 import posixpath
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from ...errors import UserError
@@ -19,6 +19,7 @@ from .description import (
     Description,
     Instance,
     Picture,
+    Problems,
     add_instance,
     area_of,
     box_around,
@@ -44,7 +45,7 @@ def read(folder: Folder) -> Description:
     Raises:
         UserError: a file cannot be read or is not as the format requires.
     """
-    problems: Counter[str] = Counter()
+    problems: Problems = defaultdict(list)
     splits: dict[str, list[Picture]] = {}
     absent = []
     seen: dict[str, str] = {}
@@ -74,7 +75,7 @@ def read(folder: Folder) -> Description:
     return described(folder, splits, problems)
 
 
-def _instances(shapes: list[Any], picture: Picture, path: str, problems: Counter[str]) -> list[Instance]:
+def _instances(shapes: list[Any], picture: Picture, path: str, problems: Problems) -> list[Instance]:
     groups: dict[tuple[str, Any], list[tuple[dict[str, Any], str]]] = {}
     for index, shape in enumerate(shapes):
         where = f"{path}: shapes[{index}]"
@@ -82,7 +83,7 @@ def _instances(shapes: list[Any], picture: Picture, path: str, problems: Counter
             raise UserError(f'{where} has no "label" or no "points": correct it')
         kind = shape.get("shape_type") or "polygon"  # as in labelme's first versions
         if kind not in ("rectangle", "polygon", "circle", "mask"):
-            problems[f"shapes without an area, left out ({kind})"] += 1
+            problems[f"shapes without an area, left out ({kind})"].append(picture.name)
             continue
         group = shape.get("group_id")
         key = (str(shape["label"]), index if group is None else ("group", group))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .colors import distinct_colors
 from .description import Description, Picture
-from .folder import Folder, count
+from .folder import Folder, count, some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,10 +65,9 @@ def tabulated(
     if boxes := [instance.box for instance in description.instances()]:
         lines.append(_box_sizes(boxes))
     absent = [name for name in classes if not any(name in found for found in counts["train"])]
-    problems = [f"{what}: {number:,}" for what, number in description.problems.items()]
+    problems = [f"{what}: {len(names):,} ({some(names)})" for what, names in description.problems.items()]
     if absent:
-        names = ", ".join(absent[:5]) + ("…" if len(absent) > 5 else "")
-        problems.append(f"classes that do not occur in the training split: {len(absent):,} ({names})")
+        problems.append(f"classes that do not occur in the training split: {len(absent):,} ({some(absent)})")
     lines += [f"note: {problem}" for problem in problems]
     return "\n".join(lines)
 

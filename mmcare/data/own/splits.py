@@ -44,7 +44,8 @@ def _split(description: Description, folder: Folder) -> None:
     chosen = {picture.name for picture in drawn}
     description.splits["train"] = [picture for picture in pictures if picture.name not in chosen]
     description.splits["val"] = [picture for picture in pictures if picture.name in chosen]
-    description.problems[f"pictures that validate, {SHARE:.0%} of those for training, chosen by their names"] += number
+    what = f"pictures that validate, {SHARE:.0%} of those for training, chosen by their names"
+    description.problems[what] = sorted(chosen)
 
 
 def _lot(picture: Picture) -> tuple[str, str]:
@@ -68,16 +69,15 @@ def _check_classes(description: Description, folder: Folder) -> None:
 
 
 def _find_copies(description: Description, folder: Folder) -> None:
-    """Count the pictures of the other splits that are also trained on."""
+    """Note the pictures of the other splits that are also trained on."""
     by_size = defaultdict(list)
     for split, pictures in description.splits.items():
         for picture in pictures:
             by_size[folder.files[picture.name].st_size].append((split, picture.name))
     for found in by_size.values():
         if len({split for split, _ in found}) > 1:
-            digests = defaultdict(set)
-            for split, name in found:
-                digests[hashlib.sha256((folder / name).read_bytes()).digest()].add(split)
-            for splits in digests.values():
-                if "train" in splits and len(splits) > 1:
-                    description.problems["pictures that are also in the training split"] += 1
+            digests = [(split, name, hashlib.sha256((folder / name).read_bytes()).digest()) for split, name in found]
+            trained = {digest for split, _, digest in digests if split == "train"}
+            copies = [name for split, name, digest in digests if split != "train" and digest in trained]
+            if copies:
+                description.problems["pictures that are also in the training split"] += copies

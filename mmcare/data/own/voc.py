@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from ...errors import UserError
-from .description import Description, Instance, Picture, add_instance, check_size, missing_pictures, numbers
+from .description import Description, Instance, Picture, Problems, add_instance, check_size, missing_pictures, numbers
 from .folder import Folder, split_of, stem
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def read(folder: Folder) -> Description:
     Raises:
         UserError: a file cannot be read or is not as the format requires.
     """
-    problems: Counter[str] = Counter()
+    problems: Problems = defaultdict(list)
     splits = {}
     absent = []
     for split, names in _splits(folder).items():
@@ -36,7 +36,7 @@ def read(folder: Folder) -> Description:
     return described(folder, splits, problems)
 
 
-def described(folder: Folder, splits: dict[str, list[Picture]], problems: Counter[str]) -> Description:
+def described(folder: Folder, splits: dict[str, list[Picture]], problems: Problems) -> Description:
     """Return the description of a data set in a format that has no list of classes.
 
     Raises:
@@ -50,9 +50,6 @@ def described(folder: Folder, splits: dict[str, list[Picture]], problems: Counte
         raise UserError(
             f"{folder.path} has objects of the class {unknown[0]}, which its classes.txt does not name: add it"
         )
-    used = {picture.name for pictures in splits.values() for picture in pictures}
-    if unused := len(folder.pictures) - len(used):
-        problems["pictures without an annotation file, not used"] += unused
     return description
 
 
@@ -81,7 +78,7 @@ def _splits(folder: Folder) -> dict[str, list[str]]:
     return splits
 
 
-def _picture(folder: Folder, name: str, picture: Picture, problems: Counter[str]) -> Picture:
+def _picture(folder: Folder, name: str, picture: Picture, problems: Problems) -> Picture:
     path = str(folder / name)
     root = _parse(folder, name)
     size = [root.findtext(f"size/{side}") for side in ("width", "height")]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from ...errors import UserError
-from .description import Description, Instance, Picture, add_instance, area_of, box_around, missing_pictures, numbers
+from .description import (
+    Description,
+    Instance,
+    Picture,
+    Problems,
+    add_instance,
+    area_of,
+    box_around,
+    missing_pictures,
+    numbers,
+)
 from .folder import Folder, checked_classes, index_of_images, split_of, stem
 
 _DECIMALS = 2
@@ -35,7 +45,7 @@ def read(folder: Folder) -> Description:
     Raises:
         UserError: a file is not as the format requires, or a box is not in its picture.
     """
-    problems: Counter[str] = Counter()
+    problems: Problems = defaultdict(list)
     name = find_settings(folder)
     if name is None:
         settings: dict[str, Any] = {}
@@ -78,7 +88,7 @@ def _classes(names: Any, path: object) -> tuple[str, ...]:
     return checked_classes([str(name) for name in names], path)
 
 
-def _splits(folder: Folder, settings: dict[str, Any], path: object, problems: Counter[str]) -> dict[str, list[str]]:
+def _splits(folder: Folder, settings: dict[str, Any], path: object, problems: Problems) -> dict[str, list[str]]:
     """Return the pictures of each split: those that data.yaml names, or those in the folders of the splits."""
     if "train" not in settings:
         splits: dict[str, list[str]] = {}
@@ -95,7 +105,7 @@ def _splits(folder: Folder, settings: dict[str, Any], path: object, problems: Co
                     f"{path} says {key}: {entry}, which is not a folder or list of pictures in {folder.path}"
                 )
             if found is None:
-                problems[f"splits that data.yaml names and that do not exist ({key}: {entry})"] += 1
+                problems["splits that data.yaml names and that do not exist"].append(f"{key}: {entry}")
             else:
                 splits.setdefault(split, []).extend(found)
     return splits
@@ -134,7 +144,7 @@ def _label_file(picture: str) -> str:
     return posixpath.splitext("/".join(parts))[0] + ".txt"
 
 
-def _picture(folder: Folder, name: str, classes: tuple[str, ...], problems: Counter[str]) -> Picture:
+def _picture(folder: Folder, name: str, classes: tuple[str, ...], problems: Problems) -> Picture:
     picture = Picture(name, *folder.size_of(name))
     label_file = _label_file(name)
     if label_file not in folder.files:
