@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -13,30 +13,79 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import whole_file, write_file
+from .numbering import Numbers
 from .prediction import Prediction
+from .sources import is_video, video_rate
 
 _DRAWABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Endings of pictures that are drawn in the format in which they came."""
+_RATE_OF_CAMERA = 25.0
 
 
-@contextmanager
-def coco_files(
-    folder: Path, classes: Sequence[str], category_ids: Mapping[str, int] | None = None
-) -> Iterator[Callable[[Prediction, int], None]]:
-    """Write ``predictions.json``, COCO's results format, and ``images.json``, which says what its numbers mean.
+class Files:
+    """The files of predictions in a folder: results, drawings and label maps.
 
-    The latter is an annotation file without annotations: ``COCO("images.json").loadRes("predictions.json")`` reads the
-    two. Both get their names when all is written, and neither does if an exception ends the context.
+    ``predictions.json`` is in COCO's results format; ``images.json`` says what its numbers mean. The latter is an
+    annotation file without annotations: ``COCO("images.json").loadRes("predictions.json")`` reads the two.
 
     Args:
         folder: an existing folder.
+        sources: paths of pictures and videos; none for a camera.
         classes: the model's class names.
-        category_ids: the categories' numbers by class name; by default the labels counted from 1.
+        annotations: a COCO annotation file with the numbers of images and categories; see :class:`Numbers`.
 
-    Yields:
-        A function that writes a prediction with the number of its picture.
+    Raises:
+        UserError: two sources would have the same file, a source would be replaced, or the annotation file cannot be
+            used.
     """
-    category_ids = category_ids or {name: label for label, name in enumerate(classes, 1)}
+
+    def __init__(
+        self, folder: Path, sources: Sequence[str], classes: Sequence[str], annotations: Path | None = None
+    ) -> None:
+        self._folder = folder
+        self._numbers = Numbers(sources, classes, annotations)
+        self._drawings: dict[str | None, Path] = {None: folder / "pictures/camera.mp4"}
+        self._label_maps: dict[str | None, Path] = {None: folder / "label_maps/camera"}
+        taken: dict[Path, str] = {}
+        for source in sources:
+            name, stem = Path(source).name, Path(source).stem
+            if is_video(source):
+                drawing, label_map = f"{stem}.mp4", stem
+            else:
+                drawing, label_map = name if name.lower().endswith(_DRAWABLE) else f"{name}.png", f"{stem}.png"
+            self._drawings[source] = folder / "pictures" / drawing
+            self._label_maps[source] = folder / "label_maps" / label_map
+            for place in (self._drawings[source], self._label_maps[source]):
+                if taken.setdefault(place, source) != source:
+                    raise UserError(
+                        f"{taken[place]} and {source} would both be written to {place}: predict them one after the "
+                        "other, each with its own --out"
+                    )
+                if place.absolute() == Path(source).absolute():
+                    raise UserError(f"the drawing of {source} would replace it: give another folder with --out")
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Prediction, np.ndarray], None]]:
+        """Return a context that yields a function which writes a prediction and its drawing.
+
+        The two JSON files get their names at the end, and the drawing of a video when its last frame is written; none
+        of them does if an exception ends the context.
+        """
+        with _coco_files(self._folder, self._numbers.of_classes) as add, _Drawings(self._drawings) as draw:
+
+            def write(prediction: Prediction, drawing: np.ndarray) -> None:
+                add(prediction, self._numbers.of_picture(prediction))
+                draw(prediction, drawing)
+                if prediction.label_map is not None:
+                    place = self._label_maps[prediction.source]
+                    inside = "" if prediction.frame is None else f"{prediction.frame:06d}.png"
+                    _write_image(place / inside, prediction.label_map)
+
+            yield write
+
+
+@contextmanager
+def _coco_files(folder: Path, category_ids: Mapping[str, int]) -> Iterator[Callable[[Prediction, int], None]]:
     with whole_file(folder / "predictions.json") as results, whole_file(folder / "images.json") as images:
         separators = {results: b"", images: b""}
 
@@ -55,38 +104,37 @@ def coco_files(
         images.write(b'{"info": {}, "annotations": [], "images": [')
         yield add
         results.write(b"\n]\n")
-        categories = [dict(id=category_ids[name], name=name) for name in classes]
+        categories = [dict(id=number, name=name) for name, number in category_ids.items()]
         images.write(b'\n], "categories": ' + json.dumps(categories, ensure_ascii=False).encode() + b"}\n")
 
 
-def drawing_name(name: str) -> str:
-    """Return the name of the drawing of a picture or video: its own, where its format can be written."""
-    return name if name.lower().endswith(_DRAWABLE) else f"{name}.png"
+class _Drawings(ExitStack):
+    """A context in which drawings are written: each picture to its file, the frames of a video to one."""
+
+    def __init__(self, places: Mapping[str | None, Path]) -> None:
+        super().__init__()
+        self._places = places
+        self._write_frame: Callable[[np.ndarray], None]
+
+    def __call__(self, prediction: Prediction, drawing: np.ndarray) -> None:
+        place = self._places[prediction.source]
+        if prediction.frame is None:
+            _write_image(place, drawing)
+            return
+        if prediction.frame == 0:
+            self.close()  # the video before
+            rate = video_rate(prediction.source) if prediction.source else _RATE_OF_CAMERA
+            self._write_frame = self.enter_context(_video_file(place, rate))
+        self._write_frame(drawing)
 
 
-def write_image(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, BGR or one channel, in the format of the path's ending.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+def _write_image(path: Path, picture: np.ndarray) -> None:
     write_file(path, cv2.imencode(path.suffix, picture)[1].tobytes())
 
 
 @contextmanager
-def video_file(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an MP4 video, which gets its name when all of it is written.
-
-    Args:
-        path: the file.
-        rate: frames per second.
-
-    Yields:
-        A function that writes a frame, (H, W, 3) in BGR, 8 bits, all of one size.
-
-    Raises:
-        UserError: OpenCV cannot write the video.
-    """
+def _video_file(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Return a context that yields a function which writes a frame; the file gets its name at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")  # the ending tells OpenCV the format
     writer = cv2.VideoWriter()

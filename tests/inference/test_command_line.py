@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -166,6 +168,39 @@ def test_videos_are_drawn_as_videos(ground, segmentor, predict, tmp_path):
     images = json.loads(Path("predictions/images.json").read_text())["images"]
     assert [image["id"] for image in images] == list(range(1, 14))
     assert [image.get("frame_id") for image in images] == [*range(7), None, *range(5)]
+
+
+class Camera:
+    """Stands in for OpenCV's camera: gives frames of noise, and Ctrl-C before the fourth."""
+
+    def __init__(self, number):
+        assert number == 0
+        self.frames = np.random.RandomState(0).randint(0, 255, (9, 96, 128, 3), np.uint8)
+        self.given = 0
+
+    def isOpened(self):  # noqa: N802 (OpenCV's name)
+        return True
+
+    def read(self):
+        self.given += 1
+        if self.given == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return True, self.frames[self.given - 1]
+
+    def release(self):
+        pass
+
+
+def test_a_camera_runs_until_ctrl_c(ground, predict, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert predict("0", "--model", ground.checkpoint).out == "predicted 4 pictures: predictions\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert files() == ["images.json", "pictures/camera.mp4", "predictions.json"]
+    images = json.loads(Path("predictions/images.json").read_text())["images"]
+    assert [(image["file_name"], image["frame_id"]) for image in images] == [("camera", number) for number in range(4)]
 
 
 def test_the_threshold_is_for_drawings_only(ground, predict):
