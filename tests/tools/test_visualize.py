@@ -1,10 +1,13 @@
 """tools/visualize.py: which pictures it writes, that it replaces none by itself, and its refusals."""
 
+import re
+import shutil
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import DETECTOR, SMALL_ARCHS, load_tool, run_tool, succeed
+from helpers import DETECTOR, ROOT, SMALL_ARCHS, load_tool, run_tool, succeed
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -146,3 +149,17 @@ def test_a_mistake_is_told(visualize, prepared, tmp_path, args, message):
 )
 def test_a_mistake_without_a_config_is_told(refusal, args, message):
     assert refusal(tool.main, "visualize.py", "photo.jpg", "--model", "a.pth", *args).startswith(message)
+
+
+def test_the_python_lines_of_the_documentation(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/detection").mkdir(parents=True)
+    (tmp_path / "configs/detection/retinanet_care_s1.py").write_text(DETECTOR)
+    shutil.copy(prepared / "detector.pth", "epoch_12.pth")
+    cv2.imwrite("street.jpg", np.zeros((480, 640, 3), np.uint8))
+    (lines,) = re.findall(
+        r"```python\n(from mmcare.inference.+?)```", (ROOT / "tools/README.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(lines, names)
+    assert names["attention"][2][0].shape == (1, 50, 68)
