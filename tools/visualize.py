@@ -1,4 +1,4 @@
-"""Draw what a network looks at: ``python tools/visualize.py IMAGE --model FILE --config CONFIG --point X Y``."""
+"""Draw what a network looks at: ``python tools/visualize.py IMAGE --model FILE --point X Y``."""
 
 from mmcare.cli import run
 from mmcare.cli.commands import visualize

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile, Pad, Resize
-from mmengine.dataset import Compose
 from mmengine.model import ImgDataPreprocessor
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint
-from ..data import innermost_datasets, type_name
+from ..checkpoints import load_checkpoint, read_checkpoint
 from ..errors import UserError, closest
 from ..models import CARE, CASViT, PyramidBackbone, list_backbones
 from ..runs import check_checkpoint, explain_config_faults, load_config
-
-_ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations")
-"""Transforms for what a new picture does not have."""
+from .loading import build_test_transforms
+from .reading import prepare
+from .sources import Item
+from .stored_config import stored_config
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,12 @@ class Network:
 
     Attributes:
         backbone: the backbone in eval mode.
-        pipeline: transforms a file into a tensor, as MMDetection's and MMSegmentation's pipelines do.
+        transforms: transform a file into a tensor, as MMDetection's and MMSegmentation's test pipelines do.
         preprocessor: normalizes and pads the tensor.
     """
 
     backbone: PyramidBackbone
-    pipeline: Compose
+    transforms: tuple[Any, ...]
     preprocessor: nn.Module
 
     @property
@@ -75,15 +70,10 @@ class Network:
         Raises:
             UserError: the file is not an image or cannot be decoded, or the point is outside the image.
         """
-        check_picture(path)
-        try:
-            data = self.pipeline(dict(img_path=str(path), img_id=0))
-        except (AssertionError, cv2.error) as error:  # a format that OpenCV does not know, a side of less than a pixel
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path} fails in the test pipeline ({reason}): convert it to JPEG or PNG, and check its size"
-            ) from error
-        resized, sample = data["inputs"], data["data_samples"]
+        (prepared,) = prepare(iter([Item(source=str(path))]), self.transforms, workers=0)
+        if prepared.error:
+            raise prepared.error
+        resized, sample = prepared.inputs, prepared.sample
         height, width = sample.ori_shape
         x, y = point or (width / 2, height / 2)
         if not (0 <= x < width and 0 <= y < height):
@@ -101,43 +91,46 @@ class Network:
     def _shape_before_padding(self, sample: BaseDataElement) -> tuple[int, int]:
         """Return the height and width of the resized image in a sample."""
         # Pad changes img_shape, and ResizeToMultiple does not change scale_factor.
-        if any(isinstance(step, Pad) for step in self.pipeline.transforms):
+        if any(isinstance(step, Pad) for step in self.transforms):
             width_factor, height_factor = sample.scale_factor
             height, width = sample.ori_shape
             return round(height * height_factor), round(width * width_factor)
         return sample.img_shape
 
 
-def read_network(path: str, config: str, cfg_options: Mapping[str, Any] | None = None) -> Network:
+def read_network(path: str, config: str | None = None, cfg_options: Mapping[str, Any] | None = None) -> Network:
     """Read the backbone of a detector or segmentor, and what its config does to test images.
 
     Args:
-        path: checkpoint of the detector or segmentor, or of its backbone; file or http(s) address.
-        config: config file, or one of :func:`mmcare.list_configs`. Only the backbone, the data preprocessor and the
-            test pipeline are used, so the classes need not be those of the checkpoint.
-        cfg_options: settings of the config to change.
+        path: checkpoint or release of the detector or segmentor, file or http(s) address.
+        config: config file, or one of :func:`mmcare.list_configs`; None for the config that the checkpoint carries.
+            Only the backbone, the data preprocessor and the test pipeline are used, so the classes need not be those of
+            the checkpoint.
+        cfg_options: settings of ``config`` to change.
 
     Raises:
         UserError: a file cannot be read, the checkpoint does not fit, or the backbone is not one of mmcare's.
     """
     check_checkpoint(path)
-    cfg = load_config(config, parts=("model", "test_dataloader"), cfg_options=cfg_options)
+    if config:
+        cfg = load_config(config, parts=("model",), cfg_options=cfg_options)
+    else:
+        cfg = stored_config(read_checkpoint(path).get("meta"), path)
+    owner = config or path
     if not cfg.model.get("backbone"):
-        raise UserError(f"the model of {config} has no backbone: give the config of a detector or segmentor")
-    dataset = next(innermost_datasets(cfg.test_dataloader.get("dataset")), {})
-    if not dataset.get("pipeline"):
-        raise UserError(f"the test_dataloader of {config} has no pipeline: give a complete config")
-    init_default_scope(cfg.default_scope)
-    with explain_config_faults(cfg, splits=("test",)):
-        backbone = MODELS.build(cfg.model.backbone)
-        preprocessor = MODELS.build(cfg.model.get("data_preprocessor") or dict(type="BaseDataPreprocessor"))
-        pipeline = Compose([step for step in dataset.pipeline if type_name(step) not in _ANNOTATIONS])
+        raise UserError(f"the model of {owner} has no backbone: give a detector or segmentor")
+    preprocessing = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor")
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        with explain_config_faults(cfg, splits=()):
+            backbone = MODELS.build(cfg.model.backbone)
+            preprocessor = MODELS.build(preprocessing or dict(type="BaseDataPreprocessor"))
+        transforms = build_test_transforms(cfg, path)
     if not isinstance(backbone, PyramidBackbone):
         raise UserError(
-            f"the backbone of {config} is {type(backbone).__name__}: only CARE and CAS-ViT can be visualized"
+            f"the backbone of {owner} is {type(backbone).__name__}: only CARE and CAS-ViT can be visualized"
         )
     load_checkpoint(backbone, path)
-    return Network(backbone.eval(), pipeline, preprocessor)
+    return Network(backbone.eval(), transforms, preprocessor)
 
 
 def read_backbone(path: str, name: str) -> Network:
@@ -157,11 +150,11 @@ def read_backbone(path: str, name: str) -> Network:
     family, _, arch = name.partition("_")
     backbone = {"care": CARE, "casvit": CASViT}[family](arch)
     load_checkpoint(backbone, path, strict=False)  # ImageNet's checkpoints of CAS-ViT lack the norms of the pyramid
-    pipeline = Compose([LoadImageFromFile(), Resize(scale=(1333, 800), keep_ratio=True), _pack])
+    transforms = (LoadImageFromFile(), Resize(scale=(1333, 800), keep_ratio=True), _pack)
     preprocessor = ImgDataPreprocessor(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32
     )
-    return Network(backbone.eval(), pipeline, preprocessor)
+    return Network(backbone.eval(), transforms, preprocessor)
 
 
 def _pack(results: dict[str, Any]) -> dict[str, Any]:
@@ -169,25 +162,3 @@ def _pack(results: dict[str, Any]) -> dict[str, Any]:
     shapes = {key: results[key] for key in ("ori_shape", "img_shape", "scale_factor")}
     image = torch.from_numpy(results["img"]).permute(2, 0, 1).contiguous()
     return dict(inputs=image, data_samples=BaseDataElement(metainfo=shapes))
-
-
-def check_picture(path: str | Path) -> None:
-    """Check that a file is an image that can be decoded, without decoding one of an absurd size.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error comes at twice the size
-            with Image.open(path) as picture:
-                picture.load()
-    except FileNotFoundError:
-        raise UserError(f"there is no picture {path}: check the path (relative ones start at {os.getcwd()})") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture in a known format: give a JPEG or PNG file, for example") from None
-    except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
-        raise UserError(f"{path} has more than {limit:.0f} million pixels by its header: make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged files
-        raise UserError(f"{path} cannot be decoded: {getattr(error, 'strerror', None) or error}") from error

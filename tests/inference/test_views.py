@@ -149,12 +149,16 @@ def narrow(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nix.jpg", lambda _: None, "there is no picture {}: check the path"),
-        ("notes.jpg", lambda _: b"notes", "{} is not a picture in a known format: give a JPEG or PNG file, for exampl"),
+        ("nix.jpg", lambda _: None, "{} cannot be read: No such file or directory"),
+        ("notes.jpg", lambda _: b"notes", "{} is not a picture in a known format: give another file"),
         ("empty.png", lambda _: b"", "{} is not a picture in a known format"),
-        ("bomb.png", lambda _: bomb(60000, 60000), "{} has more than 179 million pixels by its header: make it smalle"),
-        ("cut.png", lambda folder: (folder / "picture.png").read_bytes()[:5000], "{} cannot be decoded: "),
-        ("narrow.png", narrow, "{} fails in the test pipeline"),
+        ("bomb.png", lambda _: bomb(60000, 60000), "{} may be a decompression bomb and was not decoded: "),
+        (
+            "cut.png",
+            lambda folder: (folder / "picture.png").read_bytes()[:5000],
+            "{} cannot be decoded, as it is dam",
+        ),
+        ("narrow.png", narrow, "{}, of 1×4000 pixels, fails in the pipeline: "),
     ],
 )
 def test_what_is_no_picture_is_refused(folder, name, content, message):
@@ -168,7 +172,7 @@ def test_what_is_no_picture_is_refused(folder, name, content, message):
 
 
 def test_a_folder_is_no_picture(folder):
-    with pytest.raises(mmcare.UserError, match="cannot be decoded: Is a directory"):
+    with pytest.raises(mmcare.UserError, match="cannot be read: Is a directory"):
         network(folder, "detector").view(folder)
 
 
@@ -181,10 +185,13 @@ def test_a_folder_is_no_picture(folder):
         ),
         ({"model.backbone.arch": "s0"}, "does not fit CARE s0"),
         ({"model.backbone": None}, "the model of .*detector.py has no backbone"),
-        ({"test_dataloader.dataset.pipeline": []}, "the test_dataloader of .*detector.py has no pipeline"),
         (
-            {"test_dataloader.dataset.pipeline.0.type": "Load"},
-            r"the config's test_dataloader.dataset.pipeline.0 has t",
+            {"test_dataloader.dataset.pipeline": [], "test_pipeline": []},
+            "the test pipeline of .*detector.py does not start with LoadImageFromFile",
+        ),
+        (
+            {"test_dataloader.dataset.pipeline.1.type": "Size"},
+            "the config's test_dataloader.dataset.pipeline.1 has t",
         ),
     ],
 )

@@ -1,7 +1,7 @@
 """tools/visualize.py: which pictures it writes, that it replaces none by itself, and its refusals."""
 
 import re
-import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -103,6 +103,24 @@ def test_nothing_is_replaced_unless_asked(visualize, tmp_path):
 
 
 @pytest.mark.stack
+def test_a_release_carries_its_config(prepared, tmp_path, monkeypatch, in_process, refusal):
+    monkeypatch.chdir(tmp_path)
+    meta = {"cfg": Config.fromfile(prepared / "detector.py").pretty_text}
+    torch.save({**torch.load(prepared / "detector.pth"), "meta": meta}, "trained.pth")
+    Path("release.safetensors").write_bytes(load_tool("publish_model").release("trained.pth", None, "safetensors"))
+    options = [prepared / "photo.jpg", "--stage", 4, "--point", 50, 30]
+    for out, args in (
+        ("release", ["--model", "release.safetensors"]),
+        ("config", ["--model", prepared / "detector.pth", "--config", prepared / "detector.py"]),
+    ):
+        assert in_process(tool.main, "visualize.py", *options, *args, "--out", out)[0] == 0
+    for name in names(Path("config")):
+        assert Path("release", name).read_bytes() == Path("config", name).read_bytes()
+    told = refusal(tool.main, "visualize.py", *options, "--model", prepared / "detector.pth")
+    assert told == f"{prepared}/detector.pth carries no config: give the config that it was trained with, too"
+
+
+@pytest.mark.stack
 def test_a_backbone_without_a_config_in_its_own_process(prepared):
     torch.save(mmcare.create_backbone("casvit_xs").state_dict(), prepared / "cas-vit-xs.pth")
     options = ["--backbone", "casvit_xs", "--stage", 4, "--out", "alone"]
@@ -142,8 +160,9 @@ def test_a_mistake_is_told(visualize, prepared, tmp_path, args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "one of the arguments --config --backbone is required"),
+        ([], "there is no checkpoint a.pth"),
         (["--backbone", "care_s1", "--cfg-options", "a=1"], "--cfg-options needs a --config"),
+        (["--cfg-options", "a=1"], "--cfg-options needs a --config"),
         (["--backbone", "resnet50"], "mmcare has no backbone 'resnet50': choose one of care_s0"),
     ],
 )
@@ -153,9 +172,8 @@ def test_a_mistake_without_a_config_is_told(refusal, args, message):
 
 def test_the_python_lines_of_the_documentation(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs/detection").mkdir(parents=True)
-    (tmp_path / "configs/detection/retinanet_care_s1.py").write_text(DETECTOR)
-    shutil.copy(prepared / "detector.pth", "epoch_12.pth")
+    meta = {"cfg": Config.fromfile(prepared / "detector.py").pretty_text}
+    torch.save({**torch.load(prepared / "detector.pth"), "meta": meta}, "epoch_12.pth")
     cv2.imwrite("street.jpg", np.zeros((480, 640, 3), np.uint8))
     (lines,) = re.findall(
         r"```python\n(from mmcare.inference.+?)```", (ROOT / "tools/README.md").read_text(), re.DOTALL

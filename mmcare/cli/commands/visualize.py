@@ -1,4 +1,4 @@
-"""Draw what a network looks at: ``mmcare visualize IMAGE --model FILE --config CONFIG --point X Y``."""
+"""Draw what a network looks at: ``mmcare visualize IMAGE --model FILE --point X Y``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ def parse_args() -> Namespace:
         "CARE's linear attention, or CAS-ViT's context maps."
     )
     parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint file, or its http(s) address")
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--config", help="config of the model: a file, or a name that mmcare --help lists")
+    parser.add_argument("--model", required=True, metavar="FILE", help="release or checkpoint, or its http(s) address")
+    kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
-        "--backbone", metavar="NAME", help="without a config: the backbone in the checkpoint, care_s0 to casvit_t"
+        "--config", help="config file, or a name that mmcare --help lists (default: the one that the model carries)"
+    )
+    kind.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="for a checkpoint of a backbone alone, such as the authors' ImageNet weights: care_s0 to casvit_t",
     )
     add_cfg_options(parser)
     parser.add_argument(
@@ -43,7 +47,7 @@ def parse_args() -> Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
     args = parser.parse_args()
-    if args.backbone and args.cfg_options:
+    if args.cfg_options and not args.config:
         parser.error("--cfg-options needs a --config")
     return args
 
