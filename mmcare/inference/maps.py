@@ -98,7 +98,7 @@ def draw_attention(view: View, attention: Sequence[Tensor], title: str) -> Figur
         title: title of the figure.
     """
     heads = len(attention[0])
-    figure, panels = _figure(view, len(attention), 1 + heads if heads > 1 else 1, title)
+    figure, panels = _figure(view, len(attention), 1 + heads if heads > 1 else 1, title, label_lines=1)
     for block, (row, weights) in enumerate(zip(panels, attention, strict=True)):
         inside, extent = _without_padding(view, weights * weights[0].numel())
         shown = [(f"block {block + 1}, head {head + 1}", values) for head, values in enumerate(inside)]
@@ -137,14 +137,14 @@ def draw_context(view: View, contexts: Sequence[ContextMaps], title: str) -> Fig
     return figure
 
 
-def _figure(view: View, rows: int, columns: int, title: str) -> tuple[Figure, Any]:
-    """Return a figure and its axes, (rows, columns), with room for the image of a view in each."""
+def _figure(view: View, rows: int, columns: int, title: str, label_lines: int = 2) -> tuple[Figure, Any]:
+    """Return a figure and its axes, (rows, columns), with room for the image of a view and a label in each."""
     from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     height, width = view.picture.shape[:2]
     scale = _PANEL / max(height, width)
-    # A panel also has a title and a colour bar, and is no narrower than these when the image is.
-    panel_width, panel_height = max(width * scale, 1.5) + 0.6, max(height * scale, 0.5) + 0.5
+    # A panel also has a label and a colour bar, and is no narrower than these when the image is.
+    panel_width, panel_height = max(width * scale, 1.5) + 0.6, max(height * scale, 0.5) + 0.1 + 0.2 * label_lines
     figure = Figure(figsize=(columns * panel_width, rows * panel_height + 0.5), layout="compressed")
     figure.suptitle(title, fontsize=10, wrap=True)
     return figure, figure.subplots(rows, columns, squeeze=False)
