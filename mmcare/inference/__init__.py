@@ -1,30 +1,22 @@
-"""From pictures to results, drawings and what a network looks at, with a trained model."""
+"""From pictures to results and drawings, with a trained detector or segmentor."""
 
-from .attention import ContextMaps, attention_of, context_maps
-from .maps import draw_attention, draw_context, draw_maps
+from .loading import build_test_transforms
 from .prediction import Prediction, check_drawing
 from .predictor import Predictor
-from .sheets import plan_sheets
-from .sources import is_video, pictures_in
-from .views import Network, View, read_backbone, read_network
+from .reading import prepare
+from .sources import Item, is_video, pictures_in
+from .stored_config import stored_config
 from .writing import Files
 
 __all__ = [
-    "ContextMaps",
     "Files",
-    "Network",
+    "Item",
     "Prediction",
     "Predictor",
-    "View",
-    "attention_of",
+    "build_test_transforms",
     "check_drawing",
-    "context_maps",
-    "draw_attention",
-    "draw_context",
-    "draw_maps",
     "is_video",
     "pictures_in",
-    "plan_sheets",
-    "read_backbone",
-    "read_network",
+    "prepare",
+    "stored_config",
 ]

@@ -18,6 +18,7 @@ LAYERS = [
     {"fast", "checkpoints"},
     {"runs"},
     {"benchmark", "inference"},
+    {"visualization"},
     {"cli"},
     {"sample", "__main__"},
 ]
@@ -27,8 +28,8 @@ BESIDE = {"files": {"errors"}, "stack": {"errors"}}
 TWINS = {
     ("fast/care.py", "models.care"),
     ("fast/casvit.py", "models.casvit"),
-    ("inference/attention.py", "models.care"),
-    ("inference/attention.py", "models.casvit"),
+    ("visualization/attention.py", "models.care"),
+    ("visualization/attention.py", "models.casvit"),
 }
 
 
@@ -81,7 +82,7 @@ def test_importing_the_rooms_computes_nothing():
 import os
 import mmcv.ops, mmdet.models, mmengine.runner, torch
 before = len(os.listdir("/proc/self/task"))
-import mmcare.benchmark.measuring, mmcare.checkpoints, mmcare.data.sample, mmcare.inference, mmcare.runs.hooks
+import mmcare.benchmark.measuring, mmcare.checkpoints, mmcare.data.sample, mmcare.runs.hooks, mmcare.visualization
 print(len(os.listdir("/proc/self/task")) - before)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "4"}

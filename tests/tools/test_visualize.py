@@ -176,7 +176,7 @@ def test_the_python_lines_of_the_documentation(prepared, tmp_path, monkeypatch):
     torch.save({**torch.load(prepared / "detector.pth"), "meta": meta}, "epoch_12.pth")
     cv2.imwrite("street.jpg", np.zeros((480, 640, 3), np.uint8))
     (lines,) = re.findall(
-        r"```python\n(from mmcare.inference.+?)```", (ROOT / "tools/README.md").read_text(), re.DOTALL
+        r"```python\n(from mmcare.visualization.+?)```", (ROOT / "tools/README.md").read_text(), re.DOTALL
     )
     names = {}
     exec(lines, names)

@@ -12,7 +12,7 @@ from ...stack import check_stack
 from .. import Parser, add_cfg_options, parse_cfg_options
 
 if TYPE_CHECKING:
-    from ...inference import Network
+    from ...visualization import Network
 
 STAGES = (1, 2, 3, 4)
 
@@ -55,7 +55,7 @@ def parse_args() -> Namespace:
 def main() -> None:
     args = parse_args()
     check_stack()
-    from ...inference import plan_sheets
+    from ...visualization import plan_sheets
 
     network = open_network(args)
     view = network.view(args.image, args.point)
@@ -72,7 +72,7 @@ def main() -> None:
 
 def open_network(args: Namespace) -> Network:
     """Return the backbone that the options name, and what prepares its images."""
-    from ...inference import read_backbone, read_network
+    from ...visualization import read_backbone, read_network
 
     if args.backbone:
         return read_backbone(args.model, args.backbone)

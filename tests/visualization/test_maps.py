@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcare.inference import ContextMaps, View, draw_attention, draw_context, draw_maps
+from mmcare.visualization import ContextMaps, View, draw_attention, draw_context, draw_maps
 
 # An image of 100×60 pixels, padded to 128×64
 VIEW = View(torch.zeros(3, 64, 128), np.zeros((60, 100, 3), np.uint8), (70.0, 40.0))

@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, read_checkpoint
 from ..errors import UserError, closest
+from ..inference import Item, build_test_transforms, prepare, stored_config
 from ..models import CARE, CASViT, PyramidBackbone, list_backbones
 from ..runs import check_checkpoint, explain_config_faults, load_config
-from .loading import build_test_transforms
-from .reading import prepare
-from .sources import Item
-from .stored_config import stored_config
 
 
 @dataclass(frozen=True)

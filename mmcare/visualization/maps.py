@@ -94,7 +94,7 @@ def draw_attention(view: View, attention: Sequence[Tensor], title: str) -> Figur
 
     Args:
         view: the image and the point.
-        attention: the weights in each block, (heads, h, w), from :func:`~mmcare.inference.attention_of`.
+        attention: the weights in each block, (heads, h, w), from :func:`~mmcare.visualization.attention_of`.
         title: title of the figure.
     """
     heads = len(attention[0])
@@ -118,7 +118,7 @@ def draw_context(view: View, contexts: Sequence[ContextMaps], title: str) -> Fig
 
     Args:
         view: the image.
-        contexts: the maps of each block, from :func:`~mmcare.inference.context_maps`.
+        contexts: the maps of each block, from :func:`~mmcare.visualization.context_maps`.
         title: title of the figure.
     """
     figure, panels = _figure(view, len(contexts), 4, title)

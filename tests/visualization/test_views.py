@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 import mmcare
-from mmcare.inference import read_backbone, read_network
+from mmcare.visualization import read_backbone, read_network
 
 
 @pytest.fixture(scope="module")

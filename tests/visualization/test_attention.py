@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 
 import mmcare
-from mmcare.inference import attention_of, context_maps
 from mmcare.torch_internals import has_hooks
+from mmcare.visualization import attention_of, context_maps
 
 HEIGHT, WIDTH = 96, 160
 IMAGE = torch.randn(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)).double()
