@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from mmengine.model import initialize
+
 from ..errors import UserError, closest
 from .base import PyramidBackbone
 from .care import CARE
@@ -59,5 +61,5 @@ def create_backbone(
             raise UserError(f"create_backbone({name!r}) takes no {key}: {closest(key, possible, otherwise)}")
     weights = dict(type="Pretrained", checkpoint=str(pretrained)) if pretrained else None
     backbone = family(arch=arch, norm_eval=norm_eval, init_cfg=weights, **arguments)
-    backbone.init_weights()
+    initialize(backbone, backbone.init_cfg)  # what init_weights does, without its thousand lines of log
     return backbone
