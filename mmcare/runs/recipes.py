@@ -97,12 +97,11 @@ def _finetune(cfg: Config, options: Mapping[str, Any], images: float) -> None:
     _freeze(cfg.model)
     _optimize(cfg, steps)
     _choose_the_best(cfg)
-    cfg.default_hooks.setdefault("logger", dict(type="LoggerHook")).interval = 10
 
 
 def _freeze(model: Config) -> None:
     backbone = model.get("backbone") or {}
-    if str(backbone.get("type")).startswith("mmcare."):
+    if type_name(backbone) in ("CARE", "CASViT"):
         # The stem and the first stage find edges and textures, which are alike in all pictures. The statistics of the
         # batch norms are from more pictures than a small batch has.
         backbone.update(frozen_stages=1, norm_eval=True)
@@ -141,17 +140,18 @@ def _optimize(cfg: Config, steps: int) -> None:
 
 
 def _choose_the_best(cfg: Config) -> None:
-    """Keep the checkpoint that validates best, of averaged weights, and stop when the metric has ceased to rise."""
+    """Keep the averaged weights that validate best, and stop when the metric has ceased to rise."""
     metric, gain = _metric(cfg)
-    interval = cfg.train_cfg.val_interval
-    # Saved as often as validated, as an early stop ends the training after a validation.
-    cfg.default_hooks.checkpoint = dict(
+    checkpoint = dict(
         type="CheckpointHook",
         by_epoch="max_epochs" in cfg.train_cfg,
-        interval=interval,
+        interval=cfg.train_cfg.val_interval,  # an early stop ends the training after a validation
         save_best=metric,
         max_keep_ckpts=2,
     )
+    hooks = cfg.get("default_hooks") or {}
+    logger = {**(hooks.get("logger") or dict(type="LoggerHook")), "interval": 10}  # several times in an epoch
+    cfg.default_hooks = {**hooks, "checkpoint": checkpoint, "logger": logger}
     own = [
         # The average over about the last tenth of the steps so far, however many: each counts 10 / (10 + step).
         # A few validation images tell noisy weights apart by luck, and averages vary less.

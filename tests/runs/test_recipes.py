@@ -140,6 +140,14 @@ def test_the_users_options_win(adapted):
     assert lengths(cfg)["cosine"] == (20, 200, 180)
 
 
+def test_a_config_needs_no_default_hooks(adapted, ground):
+    cfg = Config.fromfile(ground / "retinanet.py")
+    cfg.pop("default_hooks")
+    cfg.dump(ground / "plain.py")
+    hooks = adapted("plain.py").default_hooks
+    assert (hooks.logger, hooks.checkpoint.interval) == (dict(type="LoggerHook", interval=10), 1)
+
+
 def test_hooks_and_mixed_precision_of_the_config_stay(adapted, ground):
     cfg = Config.fromfile(ground / "retinanet.py")
     cfg.custom_hooks = [dict(type="EMAHook", momentum=0.1), dict(type="CheckInvalidLossHook")]
