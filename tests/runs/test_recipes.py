@@ -1,14 +1,17 @@
 """tools/train.py --recipe finetune: its settings for each head, what wins over them, and a training with them."""
 
 import json
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CONFIGS, DETECTOR, IN_PROCESS, SEGMENTOR, load_tool
+from helpers import CONFIGS, DETECTOR, IN_PROCESS, ROOT, SEGMENTOR, load_module, load_tool
 from mmengine.config import Config
 
 from mmcare.checkpoints import read_checkpoint
+from mmcare.cli import read_run_config
 from mmcare.data.sample import Recipe, overlay_sample, prepare
 from mmcare.runs import LAUNCHERS, read_curves
 
@@ -101,9 +104,9 @@ def test_it_comes_after_the_sample_data(adapted, ground, monkeypatch):
 def test_few_images_are_repeated_for_at_least_fifty_steps(adapted, batch, images, times, steps):
     data = [f"train_dataloader.batch_size={batch}", f"train_dataloader.dataset.indices={images}"]
     cfg = adapted("retinanet.py", options=["load_from=weights.pth", *data])
-    assert cfg.train_dataloader.dataset.times == times
+    repeated = cfg.train_dataloader.dataset
+    assert {**repeated, "dataset": repeated.dataset.indices} == dict(type="RepeatDataset", times=times, dataset=images)
     assert cfg.param_scheduler[1].end == 12 * steps
-    assert cfg.train_dataloader.dataset.dataset.indices == images
 
 
 def test_many_images_are_not_repeated(adapted, monkeypatch):
@@ -160,6 +163,23 @@ def test_hooks_and_mixed_precision_of_the_config_stay(adapted, ground):
     assert "momentum" not in cfg.custom_hooks[0]
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ("AmpOptimWrapper", 512.0)
     assert "constructor" not in cfg.optim_wrapper
+
+
+def test_the_comparison_in_the_docs_gives_both_ways_as_many_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    docs = load_module(ROOT / "docs/fine-tuning.py")
+    docs.FOLDER.mkdir(parents=True)
+    config = docs.write_config()
+    for args in docs.ways(tmp_path / "weights.pth").values():
+        monkeypatch.setattr(sys, "argv", ["train", str(config), *args])
+        args = tool.parse_args()
+        cfg = read_run_config(args, (), partial(tool.adapt, args))
+        times = cfg.train_dataloader.dataset.get("times", 1)
+        steps = cfg.train_cfg.max_epochs * times * docs.IMAGES // cfg.train_dataloader.batch_size
+        cosine = cfg.param_scheduler[1]
+        assert steps == cosine.end == cosine.begin + cosine.T_max == docs.STEPS
+        assert cfg.train_cfg.max_epochs % cfg.train_cfg.val_interval == 0  # so that the last step is validated
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
