@@ -12,6 +12,8 @@ from .version import __version__
 _EXPORTS = {
     "CARE": "mmcare.models",
     "CASViT": "mmcare.models",
+    "Prediction": "mmcare.inference",
+    "Predictor": "mmcare.inference",
     "UserError": "mmcare.errors",
     "create_backbone": "mmcare.models",
     "get_config": "mmcare.runs",

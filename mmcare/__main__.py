@@ -18,6 +18,7 @@ from .version import __version__
 COMMANDS = {
     "train": ("train", "train a detector or a segmentor, or continue a training"),
     "test": ("test", "evaluate a trained model, write or draw its predictions"),
+    "predict": ("predict", "predict pictures and videos, draw and write what is found"),
     "curves": ("analyze_logs", "plot a training's loss and metrics"),
     "browse": ("browse_dataset", "look at the training images with their annotations"),
     "config": ("print_config", "print a config in full, as a run has it"),

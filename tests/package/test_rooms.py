@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "data"},
     {"fast", "checkpoints"},
     {"runs"},
-    {"benchmark"},
+    {"benchmark", "inference"},
     {"cli"},
     {"sample", "__main__"},
 ]
@@ -76,7 +76,7 @@ def test_importing_the_rooms_computes_nothing():
 import os
 import mmcv.ops, mmdet.models, mmengine.runner, torch
 before = len(os.listdir("/proc/self/task"))
-import mmcare.benchmark.measuring, mmcare.checkpoints, mmcare.data.sample, mmcare.runs.hooks
+import mmcare.benchmark.measuring, mmcare.checkpoints, mmcare.data.sample, mmcare.inference, mmcare.runs.hooks
 print(len(os.listdir("/proc/self/task")) - before)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "4"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...runs import check_inputs, explain_config_faults
-from .. import config_parser, read_config
+from .. import config_parser, has_display, read_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -40,8 +38,7 @@ def check_outlet(args: Namespace) -> None:
     """Check that the pictures can be shown or written."""
     if args.not_show and not args.output_dir:
         raise UserError("--not-show without --output-dir leaves nothing to do: add --output-dir, or omit --not-show")
-    has_screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not (args.not_show or has_screen):
+    if not (args.not_show or has_display()):
         raise UserError("there is no display to show pictures on: write them with --not-show --output-dir FOLDER")
     if args.output_dir:
         try:

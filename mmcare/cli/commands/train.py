@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...data import innermost_datasets
 from ...errors import UserError
+from ...files import write_file
 from ...runs import (
     RECIPES,
     TRACKERS,
@@ -68,6 +70,8 @@ def main() -> None:
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
     refuse_overwriting(cfg)
+    if args.data:
+        keep_picture(cfg)
     logging.raiseExceptions = False  # on a full disk, logging would print a stack trace for each line
     try:
         train(cfg, args, start)
@@ -138,6 +142,14 @@ def refuse_overwriting(cfg: Config) -> None:
             f"{folder} already has checkpoints ({checkpoints[0]}…) that this training would overwrite: continue that "
             "training with --resume, or give another --work-dir"
         )
+
+
+def keep_picture(cfg: Config) -> None:
+    """Copy the picture of one's own data to the work folder."""
+    drawn = Path(next(innermost_datasets(cfg.train_dataloader.dataset)).ann_file).with_name("data.png")
+    kept = Path(cfg.work_dir) / "data.png"
+    if drawn.is_file() and not kept.exists():
+        write_file(kept, drawn.read_bytes())
 
 
 def enable_amp(cfg: Config) -> None:
