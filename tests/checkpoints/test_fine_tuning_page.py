@@ -23,7 +23,7 @@ FEW = [
     "default_hooks.checkpoint.interval=1",
     "train_dataloader.batch_size=2",
 ]
-SHORT = ["--cfg-options", "train_cfg.max_epochs=2"]
+SHORT = ["--cfg-options", "train_cfg.max_epochs=1"]
 """Options for a short fine-tuning, all that a test adds to the commands of the page."""
 
 
@@ -62,6 +62,17 @@ def follow(commands, options):
         files = [glob(arg) if "*" in arg else [arg] for arg in args]  # as a shell does
         said[tool] = succeed(run_tool(tool, *chain(*files), *options.get(tool, ()), cwd=Path.cwd()))
     return said
+
+
+@pytest.mark.usefixtures("trained")
+def test_three_commands_lead_from_a_folder_to_predictions():
+    put_data(Path("data/mine"))
+    shutil.copytree("data/mine/val", "data/new")
+    _, commands, *_ = blocks("bash")
+    said = follow(commands, {"train": ["train_cfg.max_epochs=2"]})  # the page's command ends with --cfg-options
+    assert "those of 1 (coin) start anew" in said["train"]
+    assert "Epoch(test) [4/4]" in said["test"]
+    assert "predicted 4 pictures" in said["predict"]
 
 
 @pytest.mark.stack
