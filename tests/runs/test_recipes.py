@@ -1,6 +1,7 @@
 """tools/train.py --recipe finetune: its settings for each head, what wins over them, and a training with them."""
 
 import json
+import re
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -141,6 +142,25 @@ def test_the_users_options_win(adapted):
     assert cfg.param_scheduler[0].start_factor == 0.5
     cfg = adapted("semantic_fpn.py", options=["load_from=weights.pth", "train_cfg.max_iters=200"])
     assert lengths(cfg)["cosine"] == (20, 200, 180)
+
+
+def test_the_page_names_settings_that_exist(adapted):
+    page = (ROOT / "docs/fine-tuning.md").read_text()
+    table = page[page.index("## The recipe") : page.index("## Following")]
+    named = re.findall(r"`([a-z_0-9.]+)=…`", table)
+    assert "train_cfg.max_iters" in named
+    configs = adapted("retinanet.py"), adapted("semantic_fpn.py")
+    for key in named:
+        steps = [int(step) if step.isdecimal() else step for step in key.split(".")]
+        assert any(has(cfg, steps) for cfg in configs), key
+
+
+def has(node, steps):
+    for step in steps:
+        if not (isinstance(node, list) or step in node):
+            return False
+        node = node[step]
+    return True
 
 
 def test_a_config_needs_no_default_hooks(adapted, ground):
