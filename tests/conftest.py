@@ -1,8 +1,11 @@
 import logging
 import sys
+from collections import OrderedDict
+from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers import load_tool
 
 torch.manual_seed(0)
 
@@ -52,3 +55,45 @@ def refusal(in_process):
         return last.removeprefix("error: ")
 
     return refusal
+
+
+@pytest.fixture
+def own_process(monkeypatch):
+    """Undo the changes that a command line, or ``make_loading_safe``, makes to its process."""
+    with _own_process(monkeypatch):
+        yield
+
+
+@contextmanager
+def _own_process(monkeypatch):
+    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import CheckpointLoader
+    from mmengine.runner.checkpoint import load_from_http, load_from_local
+
+    # The default name is the start time in seconds, which two runs may share.
+    for manager in (DefaultScope, MessageHub, MMLogger):
+        monkeypatch.setattr(manager, "_instance_dict", OrderedDict(manager._instance_dict))
+    yield
+    CheckpointLoader.register_scheme("", load_from_local, force=True)
+    CheckpointLoader.register_scheme(("http://", "https://"), load_from_http, force=True)
+
+
+@pytest.fixture(scope="module")
+def train():
+    """Train in this process as ``tools/train.py`` does in a folder; return the work folder."""
+    from mmcare import cli
+
+    tool = load_tool("train")
+
+    def train(folder, config, *args):
+        with pytest.MonkeyPatch.context() as monkeypatch, _own_process(monkeypatch):
+            monkeypatch.setattr(logging, "raiseExceptions", True)
+            monkeypatch.chdir(folder)
+            monkeypatch.setattr(sys, "argv", ["train.py", config, *map(str, args)])
+            cli.run(tool.main)
+        return folder / "work_dirs" / config.removesuffix(".py")
+
+    return train

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -108,12 +108,16 @@ def parse_cfg_options(pairs: Sequence[str] | None) -> dict[str, Any] | None:
     return found.settings
 
 
-def read_config(args: Namespace, parts: Sequence[str]) -> Config:
+Adapt = Callable[["Config", Mapping[str, Any]], Mapping[str, Any]]
+
+
+def read_config(args: Namespace, parts: Sequence[str], adapt: Adapt | None = None) -> Config:
     """Return the config for the arguments of :func:`config_parser`'s parser.
 
     Args:
         args: the arguments.
         parts: top-level keys that the config must have.
+        adapt: changes the config by a tool's own options, see :func:`mmcare.runs.load_config`.
 
     Raises:
         UserError: the installation is broken, or the config cannot be read or lacks a part.
@@ -122,13 +126,13 @@ def read_config(args: Namespace, parts: Sequence[str]) -> Config:
         raise UserError("--format and --background say how to read one's own data: add --data FOLDER, or omit them")
     check_stack()
     data = OwnData(args.data, args.format, args.background) if args.data else None
-    return load_config(args.config, parts, args.sample, parse_cfg_options(args.cfg_options), data)
+    return load_config(args.config, parts, args.sample, parse_cfg_options(args.cfg_options), data, adapt)
 
 
-def read_run_config(args: Namespace, parts: Sequence[str]) -> Config:
+def read_run_config(args: Namespace, parts: Sequence[str], adapt: Adapt | None = None) -> Config:
     """Return the config for the arguments of :func:`run_parser`'s parser, with work folder and launcher."""
     _check_launcher(args)
-    cfg = read_config(args, parts)
+    cfg = read_config(args, parts, adapt)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("./work_dirs", Path(args.config).stem)
     return cfg

@@ -8,14 +8,20 @@ from .configs import TASKS, get_config, is_config, list_configs, load_config, ta
 from .curves import draw_curves, read_curves, summarize
 from .launchers import LAUNCHERS
 from .preflight import check_inputs
+from .recipes import RECIPES, apply_recipe, check_start
 from .runner import build_runner, check_checkpoint
+from .tracking import TRACKERS, track
 
 __all__ = [
     "LAUNCHERS",
+    "RECIPES",
     "TASKS",
+    "TRACKERS",
+    "apply_recipe",
     "build_runner",
     "check_checkpoint",
     "check_inputs",
+    "check_start",
     "draw_curves",
     "explain_config_faults",
     "get_config",
@@ -25,4 +31,5 @@ __all__ = [
     "read_curves",
     "summarize",
     "task_of",
+    "track",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,9 @@ def load_config(
     sample: bool = False,
     cfg_options: Mapping[str, Any] | None = None,
     data: OwnData | None = None,
+    adapt: Callable[[Config, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Config:
-    """Read a config, optionally switch it to the sample data or to one's own, and then apply ``cfg_options``.
+    """Read a config, optionally switch it to other data and adapt it, and then apply ``cfg_options``.
 
     Args:
         path: the config file; if there is no such file, one of :func:`list_configs`.
@@ -78,6 +79,7 @@ def load_config(
         sample: replace the config's data and schedule with those of the sample data.
         cfg_options: new values by dotted key, such as ``{"model.backbone.arch": "s1"}``.
         data: replace the config's data and classes with those of this folder, and print what was found to stderr.
+        adapt: changes the config in place, given the ``cfg_options``, and returns those that are still to be applied.
 
     Raises:
         UserError: the file cannot be read or lacks a part, an option does not fit it, the data cannot be used, or a
@@ -95,12 +97,21 @@ def load_config(
         overlay_sample(cfg, prepare())
     if data:
         _overlay_own_data(cfg, data)
-    if cfg_options:
-        try:
-            cfg.merge_from_dict(dict(cfg_options))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"--cfg-options does not fit {path}: {first_sentence(error)}") from error
+    options = cfg_options or {}
+    merge_options(cfg, adapt(cfg, options) if adapt else options)
     return cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Set new values, by dotted key, in a config.
+
+    Raises:
+        UserError: a key does not fit the config.
+    """
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"--cfg-options does not fit {cfg.filename}: {first_sentence(error)}") from error
 
 
 def _overlay_own_data(cfg: Config, data: OwnData) -> None:

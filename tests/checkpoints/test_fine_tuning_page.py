@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import textwrap
+from glob import glob
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,10 @@ FEW = [
     "train_cfg.max_epochs=1",
     "train_cfg.val_interval=1",
     "default_hooks.checkpoint.interval=1",
+    "train_dataloader.batch_size=2",
 ]
+SHORT = ["--cfg-options", "train_cfg.max_epochs=1"]
+"""Options for a short fine-tuning, all that a test adds to the commands of the page."""
 
 
 def blocks(language):
@@ -40,27 +45,51 @@ def put_data(folder):
         (folder / f"annotations/{split}.json").write_text(json.dumps(content))
 
 
-@pytest.mark.stack
-def test_the_page_works_as_written(tmp_path, train, monkeypatch):
-    # Step 1 in seconds: a small network, one epoch of four pictures
+@pytest.fixture
+def trained(tmp_path, train, monkeypatch):
+    """Work in a folder with step 1 done in seconds: a small network, one epoch of four pictures."""
     (tmp_path / "retinanet_care_s1.py").write_text(DETECTOR)
     trained = train(tmp_path, "retinanet_care_s1.py", "--sample", "--cfg-options", *FEW)
     (trained / "epoch_1.pth").rename(trained / "epoch_6.pth")
-
     monkeypatch.chdir(tmp_path)
+
+
+def follow(commands, options):
+    """Run commands of the page, with more options for some tools; return what each tool printed."""
+    said = {}
+    for _, path, *args in map(shlex.split, commands.replace("\\\n", "").splitlines()):
+        tool = Path(path).stem
+        files = [glob(arg) if "*" in arg else [arg] for arg in args]  # as a shell does
+        said[tool] = succeed(run_tool(tool, *chain(*files), *options.get(tool, ()), cwd=Path.cwd()))
+    return said
+
+
+@pytest.mark.usefixtures("trained")
+def test_three_commands_lead_from_a_folder_to_predictions():
+    put_data(Path("data/mine"))
+    shutil.copytree("data/mine/val", "data/new")
+    _, commands, *_ = blocks("bash")
+    said = follow(commands, {"train": ["train_cfg.max_epochs=2"]})  # the page's command ends with --cfg-options
+    assert "those of 1 (coin) start anew" in said["train"]
+    assert "Epoch(test) [4/4]" in said["test"]
+    assert "predicted 4 pictures" in said["predict"]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("trained")
+def test_a_config_of_ones_own_works_as_written():
     put_data(Path("data/mine"))
     (config,) = blocks("python")
     Path("mine.py").write_text(config)
     *_, commands = blocks("bash")
-    said = {}
-    for _, tool, *args in map(shlex.split, commands.splitlines()):
-        said[tool] = succeed(run_tool(Path(tool).stem, *args, cwd=tmp_path))
+    said = follow(commands, {"train": SHORT})
     assert re.search(
         r"epoch_6\.pth has 4 classes, the model 4; in bbox_head\.retina_cls, the rows of 3 \(triangle, box, star\) are "
         r"taken by name, those of 1 \(coin\) start anew",
-        said["tools/train.py"],
+        said["train"],
     )
-    assert read_checkpoint("work_dirs/mine/epoch_12.pth")["meta"]["dataset_meta"]["classes"][0] == "coin"
-    assert "Epoch(test) [4/4]" in said["tools/test.py"]
+    (best,) = Path("work_dirs/mine").glob("best_coco_bbox_mAP_*.pth")
+    assert read_checkpoint(best)["meta"]["dataset_meta"]["classes"][0] == "coin"
+    assert "Epoch(test) [4/4]" in said["test"]
     assert len([*Path("browsed").iterdir()])
     assert len([*Path("work_dirs/mine").glob("*/pictures/*")]) == 4

@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 
 from mmcare.data.sample import (
     CLASSES,
+    OTHER_CLASSES,
     PALETTE,
     SEMANTIC_CLASSES,
     SEMANTIC_PALETTE,
@@ -112,6 +113,19 @@ def test_annotations_are_well_formed(dataset: Path, split: str) -> None:
     assert {annotation["iscrowd"] for annotation in content["annotations"]} == {0}
 
 
+def test_other_shapes_are_drawn_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Of each shape, the share of its box that it fills tells it from the others."""
+    folder = prepare(tmp_path, Recipe(classes=OTHER_CLASSES, train_images=2, val_images=40, rotation=(0, 0)))
+    coco, _ = load(folder, "val")
+    assert [category["name"] for category in coco.cats.values()] == list(OTHER_CLASSES)
+    shares: dict[str, list[float]] = {name: [] for name in OTHER_CLASSES}
+    for mark in coco.anns.values():
+        shares[OTHER_CLASSES[mark["category_id"] - 1]].append(mark["area"] / np.prod(mark["bbox"][2:]))
+    filled = {name: np.median(values) for name, values in shares.items()}
+    expected = dict(cross=0.51, arrow=0.44, hexagon=0.75, crescent=0.55)
+    assert filled == pytest.approx(expected, abs=0.05)
+
+
 def test_ids_differ_between_the_splits(dataset: Path) -> None:
     train, val = load(dataset, "train")[0], load(dataset, "val")[0]
     assert not set(train.imgs) & set(val.imgs)
@@ -174,9 +188,9 @@ def test_colour_hints_at_the_class_but_does_not_tell_it(dataset: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32), index=st.integers(0, 9))
-def test_every_object_stays_recognizable(seed: int, index: int) -> None:
-    recipe = Recipe(seed=seed, train_images=10)
+@given(seed=st.integers(0, 2**32), index=st.integers(0, 9), classes=st.sampled_from([CLASSES, OTHER_CLASSES]))
+def test_every_object_stays_recognizable(seed: int, index: int, classes: tuple[str, ...]) -> None:
+    recipe = Recipe(seed=seed, train_images=10, classes=classes)
     drawn = scene.draw_scene(recipe, "train", index)
     assert (1 <= len(drawn.objects) <= 6) if index < 9 else not drawn.objects
     lab = cv2.cvtColor(drawn.image.astype(np.float32) / 255, cv2.COLOR_BGR2LAB)

@@ -6,7 +6,7 @@ from argparse import Namespace
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from ...data import innermost_datasets
+from ...data import innermost_datasets, type_name
 from ...errors import UserError
 from ...runs import build_runner, check_checkpoint, check_inputs, explain_config_faults, task_of
 from .. import read_run_config, run_parser
@@ -48,6 +48,8 @@ def main() -> None:
         write_label_maps(cfg, args.out)
     if args.reparameterize:
         switch_to_fast_form(cfg)
+    # It would make MMEngine read the training data.
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "EarlyStoppingHook"]
     check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False

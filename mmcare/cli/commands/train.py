@@ -6,13 +6,25 @@ import errno
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...data import innermost_datasets
 from ...errors import UserError
 from ...files import write_file
-from ...runs import build_runner, check_checkpoint, check_inputs, explain_config_faults
+from ...runs import (
+    RECIPES,
+    TRACKERS,
+    apply_recipe,
+    build_runner,
+    check_checkpoint,
+    check_inputs,
+    check_start,
+    explain_config_faults,
+    track,
+)
 from .. import read_run_config, run_parser
 
 if TYPE_CHECKING:
@@ -34,14 +46,24 @@ def parse_args() -> Namespace:
         metavar="CHECKPOINT",
         help="resume from this checkpoint, or without a path from the newest undamaged one in the work folder",
     )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="train with these settings instead of the config's: "
+        + "; ".join(f"{name}, {purpose}" for name, purpose in RECIPES.items()),
+    )
+    parser.add_argument(
+        "--track", choices=TRACKERS, help="also record losses and metrics with this tracker, on this machine"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = read_run_config(args, parts=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
+    cfg = read_run_config(args, ("model", "train_dataloader", "train_cfg", "optim_wrapper"), partial(adapt, args))
     if args.auto_scale_lr:
         scale_lr(cfg)
+    start = cfg.get("load_from")
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
@@ -52,7 +74,7 @@ def main() -> None:
         keep_picture(cfg)
     logging.raiseExceptions = False  # on a full disk, logging would print a stack trace for each line
     try:
-        train(cfg, args.amp)
+        train(cfg, args, start)
     except KeyboardInterrupt:
         from mmengine.dist import is_main_process
 
@@ -68,14 +90,28 @@ def main() -> None:
         ) from error
 
 
-def train(cfg: Config, amp: bool) -> None:
+def adapt(args: Namespace, cfg: Config, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Change a config as --recipe and --track say; return the --cfg-options that are still to be applied."""
+    if args.track:
+        track(cfg, args.track)
+    return apply_recipe(cfg, args.recipe, options, args.launcher) if args.recipe else options
+
+
+def train(cfg: Config, args: Namespace, start: str | None) -> None:
+    """Train; if there is nothing to resume, start from the weights in ``start``, if any."""
     from ...checkpoints import choose_checkpoint, guard_checkpoint_saving
 
     checkpoint, note = choose_checkpoint(cfg) if cfg.get("resume") else (None, None)
     if checkpoint:
         cfg.load_from = checkpoint  # MMEngine would use the one in last_checkpoint, even if it is damaged
+    elif note:
+        cfg.resume, cfg.load_from = False, start
+        if start:
+            check_checkpoint(start)
+    if args.recipe and not cfg.get("resume"):
+        check_start(cfg, args.recipe)
     check_inputs(cfg, splits=("train", "val"), weights=True)
-    if amp:
+    if args.amp:
         enable_amp(cfg)
     guard_checkpoint_saving(cfg)
     with explain_config_faults(cfg, splits=("train", "val")):

@@ -8,10 +8,11 @@ from .contact_sheet import draw_contact_sheet
 from .generate import prepare
 from .overlay import overlay_sample
 from .palettes import PALETTE, SEMANTIC_PALETTE
-from .scene import CLASSES, SEMANTIC_CLASSES, Recipe
+from .scene import CLASSES, OTHER_CLASSES, SEMANTIC_CLASSES, Recipe
 
 __all__ = [
     "CLASSES",
+    "OTHER_CLASSES",
     "PALETTE",
     "SEMANTIC_CLASSES",
     "SEMANTIC_PALETTE",

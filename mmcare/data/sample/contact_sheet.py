@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from .palettes import PALETTE, SEMANTIC_PALETTE
-from .scene import CLASSES
 
 _ROWS, _COLUMNS = 4, 6
 _CELL = 190
@@ -32,12 +31,13 @@ def draw_contact_sheet(folder: Path) -> np.ndarray:
     for annotation in coco["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
 
-    cells = [_cell(folder, image, by_image[image["id"]]) for image in coco["images"][: _ROWS * _COLUMNS]]
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    cells = [_cell(folder, image, by_image[image["id"]], names) for image in coco["images"][: _ROWS * _COLUMNS]]
     cells += [np.zeros_like(cells[0])] * (_ROWS * _COLUMNS - len(cells))
     return np.vstack([np.hstack(cells[i : i + _COLUMNS]) for i in range(0, _ROWS * _COLUMNS, _COLUMNS)])
 
 
-def _cell(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> np.ndarray:
+def _cell(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]], names: dict[int, str]) -> np.ndarray:
     number = int(Path(image["file_name"]).stem)
     plain = cv2.imread(str(folder / "coco/val2017" / image["file_name"]))
     labels = cv2.imread(
@@ -45,21 +45,25 @@ def _cell(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]]
     )
     palette = np.array([(0, 0, 0), *SEMANTIC_PALETTE], np.uint8)[:, ::-1]
     larger = cv2.resize(plain, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
-    views = [larger, _annotated(larger, annotations), palette[labels].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)]
+    views = [
+        larger,
+        _annotated(larger, annotations, names),
+        palette[labels].repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1),
+    ]
     return np.vstack([_padded(view, _CELL * _ZOOM) for view in views])
 
 
-def _annotated(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
+def _annotated(picture: np.ndarray, annotations: list[dict[str, Any]], names: dict[int, str]) -> np.ndarray:
     picture = picture.copy()
     for annotation in annotations:
-        kind = annotation["category_id"] - 1
-        colour = PALETTE[kind][::-1]
+        name = names[annotation["category_id"]]
+        colour = PALETTE[annotation["category_id"] - 1][::-1]
         for polygon in annotation["segmentation"]:
             cv2.polylines(picture, [np.array(polygon).reshape(-1, 2) * _ZOOM], True, colour, 1)
         x, y, width, height = (round(length * _ZOOM) for length in annotation["bbox"])
         cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), (255, 255, 255), 1)
-        cv2.putText(picture, CLASSES[kind], (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3)
-        cv2.putText(picture, CLASSES[kind], (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
+        cv2.putText(picture, name, (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3)
+        cv2.putText(picture, name, (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
     return picture
 
 

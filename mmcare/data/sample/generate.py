@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 
 from ...errors import UserError
-from .scene import CLASSES, SPLITS, Recipe, Scene, Split, draw_scene
+from .scene import SPLITS, Recipe, Scene, Split, draw_scene
 
 _DEFAULT_RECIPE = Recipe()
 _MARKER = ".mmcare-sample.json"
@@ -184,7 +184,7 @@ def _write_dataset(folder: Path, recipe: Recipe) -> None:
                 annotations.append(annotation | describe_mask(item.mask))
                 ids["annotation"] += 1
             ids["image"] += 1
-        _write_json(folder / f"coco/annotations/instances_{split}2017.json", _coco(images, annotations))
+        _write_json(folder / f"coco/annotations/instances_{split}2017.json", _coco(images, annotations, recipe))
     _write_json(folder / _MARKER, {"files": _count_files(folder) + 1, "recipe": dataclasses.asdict(recipe)})
 
 
@@ -200,8 +200,8 @@ def _write_pictures(folder: Path, split: Split, index: int, scene: Scene) -> str
     return file_name
 
 
-def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)]
+def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(recipe.classes)]
     return {
         "info": {"description": "Generated sample data of mmcare"},
         "licenses": [],

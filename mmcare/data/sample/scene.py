@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 CLASSES: tuple[str, ...] = ("disc", "triangle", "box", "star")
+OTHER_CLASSES: tuple[str, ...] = ("cross", "arrow", "hexagon", "crescent")
+"""Shapes for a second data set, as to fine-tune on; :class:`Recipe` takes any four of both."""
 SEMANTIC_CLASSES: tuple[str, ...] = ("ground", *CLASSES)
 
 Split = Literal["train", "val"]
@@ -30,6 +32,7 @@ class Recipe:
 
     Attributes:
         seed: the same seed gives the same bytes.
+        classes: the shapes, of :data:`CLASSES` and :data:`OTHER_CLASSES`.
         train_images: number of training images, at least 2.
         val_images: number of validation images, at least 2.
         empty_every: every ``empty_every``-th image, counted back from a split's last one, has no objects.
@@ -55,6 +58,7 @@ class Recipe:
     """
 
     seed: int = 0
+    classes: tuple[str, ...] = CLASSES
     train_images: int = 640
     val_images: int = 60
     empty_every: int = 20
@@ -87,7 +91,7 @@ class SceneObject:
     """The visible part of an object.
 
     Attributes:
-        kind: index into :data:`CLASSES`.
+        kind: index into the recipe's classes.
         mask: (H, W) bool, the visible pixels: one or more parts without holes.
     """
 
@@ -101,7 +105,7 @@ class Scene:
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
-        labels: (H, W) uint8: 0 is unlabelled, ``1 + i`` is ``SEMANTIC_CLASSES[i]``.
+        labels: (H, W) uint8: 0 is unlabelled, 1 the ground, ``2 + i`` class ``i``.
         objects: the objects from back to front.
     """
 
@@ -143,8 +147,8 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe, 
         # A new object may hide others or be cut off at the border only in part: other places are tried until all
         # objects remain recognizable.
         for _ in range(_PLACING_ATTEMPTS):
-            kind = int(rng.integers(len(CLASSES)))
-            outline = _place(rng, _outline(rng, CLASSES[kind], recipe), canvas.shape[:2], recipe)
+            kind = int(rng.integers(len(recipe.classes)))
+            outline = _place(rng, _outline(rng, recipe.classes[kind], recipe), canvas.shape[:2], recipe)
             cover = _coverage([outline], canvas.shape[:2])
             areas = [*whole_areas, _polygon_area(outline)]
             trial = np.where(cover >= 0.5, np.uint8(len(areas)), owner)
@@ -171,8 +175,17 @@ def _outline(rng: np.random.Generator, kind: str, recipe: Recipe) -> np.ndarray:
     """Return the outline of a shape around the origin, stretched and rotated, of arbitrary size."""
     if kind == "star":
         points = _circle(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
+    elif kind == "cross":
+        quarter = np.array([(1, -0.3), (1, 0.3), (0.3, 0.3)])
+        points = np.concatenate([_rotated(quarter, turn * np.pi / 2) for turn in range(4)])
+    elif kind == "arrow":
+        points = np.array([(-1, -0.3), (0, -0.3), (0, -0.8), (1, 0), (0, 0.8), (0, 0.3), (-1, 0.3)])
+    elif kind == "crescent":
+        outer, inner = np.deg2rad(np.linspace(50, 310, 36)), np.deg2rad(np.linspace(-90, 90, 24)[1:-1])
+        hollow = np.stack([np.cos(outer[0]) - 0.8 * np.cos(inner), np.sin(outer[0]) * np.sin(inner)], axis=1)
+        points = np.concatenate([np.stack([np.cos(outer), np.sin(outer)], axis=1), hollow])
     else:
-        points = _circle({"disc": 48, "triangle": 3, "box": 4}[kind])
+        points = _circle({"disc": 48, "triangle": 3, "box": 4, "hexagon": 6}[kind])
     if kind == "box":
         points = _rotated(points, np.pi / 4)  # so that stretching makes it a rectangle, not a rhombus
     return _rotated(points * [1.0, rng.uniform(*recipe.stretch)], np.deg2rad(rng.uniform(*recipe.rotation)))
@@ -247,7 +260,7 @@ def _draw_clutter(rng: np.random.Generator, canvas: np.ndarray, recipe: Recipe) 
         spine = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         radius = rng.uniform(1.5, 4.5)
         cover = _coverage([_circle(12) * radius + point for point in _resampled(spine, spacing=1.0)], shape)
-        any_kinds_colours = int(rng.integers(len(CLASSES)))
+        any_kinds_colours = int(rng.integers(len(recipe.classes)))
         _paint(canvas, cover, _fill(rng, canvas, cover, any_kinds_colours, recipe))
         mask |= cover >= 0.5
     return mask
@@ -286,7 +299,7 @@ def _pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) ->
 
 def _colours(rng: np.random.Generator, kind: int, recipe: Recipe) -> np.ndarray:
     """Return 64 colours (64, 3) around the usual hue of a class, as apples are mostly red or green."""
-    hue = 360 * kind / len(CLASSES) + rng.uniform(-recipe.hue_spread, recipe.hue_spread, 64)
+    hue = 360 * kind / len(recipe.classes) + rng.uniform(-recipe.hue_spread, recipe.hue_spread, 64)
     hsv = np.stack([hue % 360, rng.uniform(0.4, 1.0, 64), rng.uniform(0.35, 1.0, 64)], axis=1)
     return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2BGR)[0] * 255
 
