@@ -62,7 +62,8 @@ setup(
             "onedl-mmdetection>=3.5.1,<3.6",
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
+        "data": requirements("data"),
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
-        "test": [*requirements("test"), *requirements("lint")],
+        "test": [*requirements("test"), *requirements("data"), *requirements("lint")],
     },
 )

@@ -24,6 +24,7 @@ COMMANDS = {
     "config": ("print_config", "print a config in full, as a run has it"),
     "flops": ("get_flops", "count parameters and multiply-accumulates"),
     "benchmark": ("benchmark", "compare time and memory of backbones and detectors"),
+    "visualize": ("visualize", "draw what a network looks at: its maps, attention, context"),
     "publish": ("publish_model", "make a release of a checkpoint"),
 }
 """The module of each command in :mod:`mmcare.cli.commands`, and what it is for."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..data.own import BACKGROUNDS, FORMATS, OwnData
 from ..errors import UserError
 from ..runs import LAUNCHERS, load_config
 from ..stack import check_stack
@@ -32,10 +33,25 @@ def config_parser(description: str) -> Parser:
     """Return a parser for a tool that reads a config; :func:`read_config` takes its arguments."""
     parser = Parser(description=description)
     parser.add_argument("config", help="config file, or a name that mmcare --help lists")
-    parser.add_argument(
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
         "--sample",
         action="store_true",
         help="use a small generated data set with a matching schedule instead of the config's data and schedule",
+    )
+    data.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="use your own data set, with its classes, instead of the config's; docs/own-data.md shows the layouts",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="with --data: the format, if the folder has annotations in two"
+    )
+    parser.add_argument(
+        "--background",
+        choices=BACKGROUNDS,
+        help="with --data, for segmentation: what pixels of no object are. In label maps they have the label 0, which "
+        "is the first class listed in classes.txt, an extra class, or ignored; around polygons one of the last two",
     )
     add_cfg_options(parser)
     return parser
@@ -102,8 +118,11 @@ def read_config(args: Namespace, parts: Sequence[str]) -> Config:
     Raises:
         UserError: the installation is broken, or the config cannot be read or lacks a part.
     """
+    if not args.data and (args.format or args.background):
+        raise UserError("--format and --background say how to read one's own data: add --data FOLDER, or omit them")
     check_stack()
-    return load_config(args.config, parts, args.sample, parse_cfg_options(args.cfg_options))
+    data = OwnData(args.data, args.format, args.background) if args.data else None
+    return load_config(args.config, parts, args.sample, parse_cfg_options(args.cfg_options), data)
 
 
 def read_run_config(args: Namespace, parts: Sequence[str]) -> Config:

@@ -31,3 +31,23 @@ def type_name(cfg: dict[str, Any]) -> str | None:
     """Return ``CARE`` for ``type="mmcare.CARE"`` and for ``type=CARE``; None if there is no type."""
     kind = cfg.get("type")
     return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", None)
+
+
+def dicts_in(node: Any) -> Iterator[Any]:
+    """Yield all dicts in a part of a config, at any depth, the outer ones first."""
+    if isinstance(node, dict):
+        yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    for child in list(children):
+        yield from dicts_in(child)
+
+
+def remove_pretrained(model: Any) -> None:
+    """Remove, in place, the pretrained weights of all parts of a model's config."""
+    for part in dicts_in(model):
+        inits = part.get("init_cfg")
+        if is_pretrained(inits):
+            part["init_cfg"] = None
+        elif isinstance(inits, (list, tuple)):
+            part["init_cfg"] = [init for init in inits if not is_pretrained(init)]
+    model.pop("pretrained", None)

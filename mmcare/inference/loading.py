@@ -55,7 +55,7 @@ def load(config_or_release: Any, checkpoint: str | Path | None, device: torch.de
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = _build(cfg, content, source)
         metainfo = _metainfo(cfg, meta)
-        transforms = _transforms(cfg, source)
+        transforms = build_test_transforms(cfg, source)
     classes = class_names(metainfo)
     if classes is None:
         raise UserError(
@@ -134,8 +134,16 @@ def _test_dataset(cfg: Config) -> Any:
     return next(innermost_datasets((cfg.get("test_dataloader") or {}).get("dataset")), {})
 
 
-def _transforms(cfg: Config, source: str) -> tuple[Any, ...]:
-    """Build the pipeline that test.py uses, without annotations."""
+def build_test_transforms(cfg: Config, source: str) -> tuple[Any, ...]:
+    """Build the pipeline that test.py uses, without annotations.
+
+    Args:
+        cfg: the config, whose default scope is the current one.
+        source: name of the config in messages if it is of no file.
+
+    Raises:
+        UserError: there is no pipeline that reads pictures, or it has a fault.
+    """
     steps = _test_dataset(cfg).get("pipeline") or cfg.get("test_pipeline") or []
     steps = [step for step in steps if not (type_name(step) or "").endswith("Annotations")]
     if not steps or type_name(steps[0]) != "LoadImageFromFile":

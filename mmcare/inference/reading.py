@@ -112,7 +112,7 @@ def _check_header(path: str) -> None:
         reason = str(error).partition(",")[0]
         raise UserError(f"{path} may be a decompression bomb and was not decoded: {reason}; scale it down") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture: give a picture, a video or a folder") from None
+        raise UserError(f"{path} is not a picture in a known format: give another file") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged header may raise anything

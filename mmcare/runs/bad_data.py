@@ -11,15 +11,17 @@ transforms, and in worker processes with any start method.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -54,13 +56,8 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
 
     @functools.wraps(build)
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _explained(dataloader.get("dataset") if isinstance(dataloader, dict) else None):
             loader = build(dataloader, *args, **kwargs)
-        except Exception as error:
-            fault = _fault_of_datasets(dataloader)
-            if fault is None:
-                raise
-            raise UserError(fault) from error
         labels = _labels(runner.model)
         for dataset in _datasets(loader.dataset):
             if fault := _fault_of_content(dataset):
@@ -71,6 +68,39 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
 
     runner.build_dataloader = build_dataloader
     return runner
+
+
+def count_images(dataset: dict[str, Any], scope: str) -> int:
+    """Return the number of images of a dataset, given by its config, without those that it filters out.
+
+    Args:
+        dataset: the config; it may have wrappers such as ConcatDataset.
+        scope: the ``default_scope`` of the config.
+
+    Raises:
+        UserError: the annotations cannot be read, or there are no images.
+    """
+    dataset = copy.deepcopy(dataset)
+    for inner in innermost_datasets(dataset):
+        inner["pipeline"] = []
+    with DefaultScope.overwrite_default_scope(scope), _explained(dataset):
+        built = DATASETS.build(dataset)
+    for inner in _datasets(built):
+        if fault := _fault_of_content(inner):
+            raise UserError(fault)
+    return len(built)
+
+
+@contextmanager
+def _explained(dataset: Any) -> Iterator[None]:
+    """Return a context in which a dataset is built from its config; an error because of its files is a UserError."""
+    try:
+        yield
+    except Exception as error:
+        fault = next(filter(None, map(_fault_of_dataset, innermost_datasets(dataset))), None)
+        if fault is None:
+            raise
+        raise UserError(fault) from error
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:
@@ -139,13 +169,6 @@ def _some(names: list[str]) -> str:
 
 
 # -- datasets that could not be built ----------------------------------------------------------------------------------
-
-
-def _fault_of_datasets(dataloader: Any) -> str | None:
-    """Return the fault in the files of the first dataset in a dataloader's config that does not load, or None."""
-    if not isinstance(dataloader, dict):
-        return None
-    return next(filter(None, map(_fault_of_dataset, innermost_datasets(dataloader.get("dataset")))), None)
 
 
 def _fault_of_dataset(cfg: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ MMEngine is imported inside the functions, so that ``--help`` works without it.
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, closest
 from ..stack import check_stack
+from .launchers import LAUNCHERS
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from ..data.own import OwnData
 
 TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 """The task of a config, by its ``default_scope``."""
@@ -60,19 +64,24 @@ def _file_of(name: str) -> Path:
 
 
 def load_config(
-    path: str, parts: Sequence[str] = (), sample: bool = False, cfg_options: Mapping[str, Any] | None = None
+    path: str,
+    parts: Sequence[str] = (),
+    sample: bool = False,
+    cfg_options: Mapping[str, Any] | None = None,
+    data: OwnData | None = None,
 ) -> Config:
-    """Read a config, optionally switch it to the sample data, and then apply ``cfg_options``.
+    """Read a config, optionally switch it to the sample data or to one's own, and then apply ``cfg_options``.
 
     Args:
         path: the config file; if there is no such file, one of :func:`list_configs`.
         parts: top-level keys that the config must have.
         sample: replace the config's data and schedule with those of the sample data.
         cfg_options: new values by dotted key, such as ``{"model.backbone.arch": "s1"}``.
+        data: replace the config's data and classes with those of this folder, and print what was found to stderr.
 
     Raises:
-        UserError: the file cannot be read or lacks a part, an option does not fit it, or a required package is not
-            installed.
+        UserError: the file cannot be read or lacks a part, an option does not fit it, the data cannot be used, or a
+            required package is not installed.
     """
     cfg = _read(_find(path))
     task_of(cfg)
@@ -84,12 +93,23 @@ def load_config(
         from ..data.sample import overlay_sample, prepare
 
         overlay_sample(cfg, prepare())
+    if data:
+        _overlay_own_data(cfg, data)
     if cfg_options:
         try:
             cfg.merge_from_dict(dict(cfg_options))
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"--cfg-options does not fit {path}: {first_sentence(error)}") from error
     return cfg
+
+
+def _overlay_own_data(cfg: Config, data: OwnData) -> None:
+    from ..data.own import overlay_own_data, prepare
+
+    prepared = prepare(data, task_of(cfg))
+    if all(os.environ.get(launcher.rank, "0") == "0" for launcher in LAUNCHERS.values()):
+        print(prepared.report, file=sys.stderr)
+    overlay_own_data(cfg, prepared)
 
 
 def _find(path: str) -> Path:

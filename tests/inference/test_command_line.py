@@ -263,7 +263,7 @@ def test_a_batch_goes_on_past_bad_pictures(ground, refused, in_process, monkeypa
     )
     assert status == 2
     assert printed.err.endswith(
-        "error: 2 of 4 failed:\n  bad.jpg is not a picture: give a picture, a video or a folder\n"
+        "error: 2 of 4 failed:\n  bad.jpg is not a picture in a known format: give another file\n"
         "  there is no file gone.mp4: check the path\n"
     )
     assert printed.out == "predicted 2 pictures: predictions\n"

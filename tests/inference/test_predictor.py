@@ -320,8 +320,8 @@ def png_of(width, height):
 
 BAD = {
     "gone.jpg": (None, "there is no file {}: check the path"),
-    "text.jpg": (b"hello", "{} is not a picture: give a picture, a video or a folder"),
-    "empty.png": (b"", "{} is not a picture: give a picture, a video or a folder"),
+    "text.jpg": (b"hello", "{} is not a picture in a known format: give another file"),
+    "empty.png": (b"", "{} is not a picture in a known format: give another file"),
     "cut.png": (png_of(40, 40), "{} cannot be decoded, as it is damaged or not a picture: replace it"),
     "bomb.png": (
         png_of(50_000, 50_000),

@@ -23,8 +23,13 @@ LAYERS = [
 ]
 # Allowed imports within a layer
 BESIDE = {"files": {"errors"}, "stack": {"errors"}}
-# The fast form of a network uses the parts of the network.
-TWINS = {("fast/care.py", "models.care"), ("fast/casvit.py", "models.casvit")}
+# The fast form of a network uses the parts of the network, and so does what looks into them.
+TWINS = {
+    ("fast/care.py", "models.care"),
+    ("fast/casvit.py", "models.casvit"),
+    ("inference/attention.py", "models.care"),
+    ("inference/attention.py", "models.casvit"),
+}
 
 
 def imports(path):

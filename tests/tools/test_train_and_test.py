@@ -71,7 +71,9 @@ def test_options_mean_what_they_mean_to_the_originals(parse, package, name, line
     expected = vars(parse(original, *args))
     if package == "mmseg" and name == "train":  # its --resume takes no path
         expected.update(resume="auto" if expected["resume"] else None, auto_scale_lr=False)
-    expected.update(sample=False, **({"reparameterize": False} if name == "test" else {}))
+    expected.update(
+        sample=False, data=None, format=None, background=None, **({"reparameterize": False} if name == "test" else {})
+    )
     ours = vars(parse({"train": train, "test": test}[name], *args))
     assert {**ours, "cfg_options": parse_cfg_options(ours["cfg_options"])} == expected
 

@@ -9,7 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...data import innermost_datasets
 from ...errors import UserError
+from ...files import write_file
 from ...runs import build_runner, check_checkpoint, check_inputs, explain_config_faults
 from .. import read_run_config, run_parser
 
@@ -46,6 +48,8 @@ def main() -> None:
     if cfg.get("load_from"):
         check_checkpoint(cfg.load_from)
     refuse_overwriting(cfg)
+    if args.data:
+        keep_picture(cfg)
     logging.raiseExceptions = False  # on a full disk, logging would print a stack trace for each line
     try:
         train(cfg, args.amp)
@@ -102,6 +106,14 @@ def refuse_overwriting(cfg: Config) -> None:
             f"{folder} already has checkpoints ({checkpoints[0]}…) that this training would overwrite: continue that "
             "training with --resume, or give another --work-dir"
         )
+
+
+def keep_picture(cfg: Config) -> None:
+    """Copy the picture of one's own data to the work folder."""
+    drawn = Path(next(innermost_datasets(cfg.train_dataloader.dataset)).ann_file).with_name("data.png")
+    kept = Path(cfg.work_dir) / "data.png"
+    if drawn.is_file() and not kept.exists():
+        write_file(kept, drawn.read_bytes())
 
 
 def enable_amp(cfg: Config) -> None:

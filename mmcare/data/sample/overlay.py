@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ..configs import innermost_datasets, is_pretrained
+from ..configs import dicts_in, innermost_datasets, remove_pretrained
 from .palettes import PALETTE, SEMANTIC_PALETTE
 from .scene import CLASSES, SEMANTIC_CLASSES
 
@@ -125,7 +124,7 @@ def _overlay_segmentation(cfg: Config, root: Path) -> None:
 
 def _segment_small_images(model: Config) -> None:
     """Adapt a segmentor to learning a few classes in minutes."""
-    for part in _parts(model):
+    for part in dicts_in(model):
         if part.get("type") == "FPN":
             part.norm_cfg = _group_norm(part.out_channels)
         elif part.get("type") == "UPerHead":
@@ -134,7 +133,7 @@ def _segment_small_images(model: Config) -> None:
 
 def _augment_little(pipeline: list[Any]) -> None:
     """Reduce augmentation, as colour hints at the classes and training is short."""
-    for step in _parts(pipeline):
+    for step in dicts_in(pipeline):
         if step.get("type") == "RandomResize":
             step.ratio_range = (0.9, 1.1)
         elif step.get("type") == "PhotoMetricDistortion":
@@ -170,13 +169,7 @@ def _schedule(cfg: Config, steps: int, lr: float) -> None:
 
 def _start_from_scratch(model: Config) -> None:
     """Remove pretrained weights, freezing and drop path, and let batch norms learn their statistics."""
-    for part in _parts(model):
-        inits = part.get("init_cfg")
-        if is_pretrained(inits):
-            part.init_cfg = None
-        elif isinstance(inits, (list, tuple)):
-            part.init_cfg = [init for init in inits if not is_pretrained(init)]
-    model.pop("pretrained", None)
+    remove_pretrained(model)
     backbone = model.backbone
     if str(backbone.type).startswith("mmcare."):
         backbone.update(norm_eval=False, frozen_stages=-1, drop_path_rate=0.0)
@@ -192,7 +185,7 @@ def _small_loaders(cfg: Config) -> None:
 
 def _rescaled(pipeline: list[Any]) -> list[Any]:
     """Replace the resize and crop sizes of a pipeline in place, and return it."""
-    for step in _parts(pipeline):
+    for step in dicts_in(pipeline):
         if "scale" in step:
             step.scale = SCALE
         if "crop_size" in step:
@@ -201,15 +194,6 @@ def _rescaled(pipeline: list[Any]) -> list[Any]:
 
 
 def _set(node: Any, key: str, value: Any) -> None:
-    for part in _parts(node):
+    for part in dicts_in(node):
         if key in part:
             part[key] = value
-
-
-def _parts(node: Any) -> Iterator[Any]:
-    """Yield all dicts in a config, at any depth."""
-    if isinstance(node, dict):
-        yield node
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    for child in list(children):
-        yield from _parts(child)
