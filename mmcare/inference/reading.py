@@ -32,7 +32,7 @@ class Prepared:
     error: UserError | None
 
 
-def prepare(items: Iterator[Item], transforms: tuple[Any, ...], workers: int, ahead: int) -> Iterator[Prepared]:
+def prepare(items: Iterator[Item], transforms: tuple[Any, ...], workers: int, ahead: int = 1) -> Iterator[Prepared]:
     """Yield each item prepared, in order.
 
     Args:
