@@ -136,6 +136,9 @@ def speed(args: argparse.Namespace, folder: Path) -> None:
             clock()
             rates[name].append(len(paths) / (time.perf_counter() - start))
             costs[name].append((cpu_seconds() - start_cpu) / len(paths))
+            print(
+                f"{name:14} {rates[name][-1]:6.2f} pictures/s, {1000 * costs[name][-1]:.0f} ms of CPU time", flush=True
+            )
     alone = statistics.median(rates["model alone"])
     print(f"{len(paths)} pictures, batches of {args.batch}, {args.rounds} rounds, {torch.get_num_threads()} threads")
     for name, found in rates.items():

@@ -108,7 +108,7 @@ class Predictor:
         """
         waiting: deque[_Slot] = deque()
         batches: dict[tuple, list[_Slot]] = {}
-        for prepared in prepare(items(images), self._transforms, workers):
+        for prepared in prepare(items(images), self._transforms, workers, batch_size):
             if prepared.error:
                 if on_error is None:
                     raise prepared.error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import cv2
@@ -17,56 +19,57 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from .sources import Item
 
-AHEAD = 2
-"""Pictures that a worker prepares beyond the one that is being read."""
-
 
 @dataclass(frozen=True)
 class Prepared:
     """A picture as the model takes it, or why it cannot be predicted."""
 
     item: Item
-    inputs: Tensor | None = None
+    inputs: Tensor | None
     """(3, H, W), as the pipeline packs it."""
-    sample: Any = None
+    sample: Any
     """The data sample that belongs to it."""
-    error: UserError | None = None
+    error: UserError | None
 
 
-def prepare(items: Iterator[Item], transforms: tuple[Any, ...], workers: int) -> Iterator[Prepared]:
-    """Yield each item prepared, in order; only a few more items are taken than were yielded.
+def prepare(items: Iterator[Item], transforms: tuple[Any, ...], workers: int, ahead: int = 1) -> Iterator[Prepared]:
+    """Yield each item prepared, in order.
 
     Args:
         items: what to read.
         transforms: the test pipeline; the first one loads files.
         workers: number of processes; 0 for this one.
+        ahead: number of items that are prepared while the last one is used, at least; about as many more are taken.
     """
-    pictures = _Pictures(transforms)
-    if not workers:
-        yield from map(pictures.__getitem__, items)
-        return
+    taken: deque[Item] = deque()  # arrays need not come back from the workers
+
+    def noted() -> Iterator[Item]:
+        for item in items:
+            taken.append(item)
+            yield item
+
     # A sampler usually yields numbers, but a dataset may take anything: so the items go to the workers as they come.
     loader = DataLoader(
-        pictures,
+        _Pictures(transforms),
         batch_size=None,
-        sampler=items,
+        sampler=noted(),
         num_workers=workers,
-        prefetch_factor=AHEAD,
-        collate_fn=_as_it_is,
+        prefetch_factor=ceil(ahead / workers) + 1 if workers else None,
+        collate_fn=tuple,
         worker_init_fn=_start,
     )
-    yield from loader
+    for packed in loader:
+        yield Prepared(taken.popleft(), *packed)
 
 
 class _Pictures(Dataset):
     def __init__(self, transforms: tuple[Any, ...]) -> None:
         self.load, *self.others = transforms
 
-    def __getitem__(self, item: Item) -> Prepared:
+    def __getitem__(self, item: Item) -> tuple[Tensor | None, Any, UserError | None]:
         """Prepare an item; a fault of the picture is returned, so that the next ones are read."""
-        kept = item if item.source is None or item.frame is not None else replace(item, array=None)
         if item.error:
-            return Prepared(kept, error=item.error)
+            return None, None, item.error
         results = {"img_path": item.source or "", "img_id": item.index}
         try:
             results = self._from_array(results, item.array) if item.array is not None else self._from_file(results)
@@ -74,14 +77,14 @@ class _Pictures(Dataset):
             for transform in self.others:
                 results = transform(results)
         except UserError as error:
-            return Prepared(kept, error=error)
+            return None, None, error
         except (cv2.error, ZeroDivisionError, ValueError) as error:  # too narrow to be resized
             reason = " ".join(str(error).split())[:200]
             shape = "×".join(map(str, size[::-1]))
-            return Prepared(kept, error=UserError(f"{item.name}, of {shape} pixels, fails in the pipeline: {reason}"))
+            return None, None, UserError(f"{item.name}, of {shape} pixels, fails in the pipeline: {reason}")
         sample = results["data_samples"]
         sample.set_metainfo({"ori_shape": size})  # a config may not pack it
-        return Prepared(kept, results["inputs"], sample)
+        return results["inputs"], sample, None
 
     def _from_array(self, results: dict[str, Any], array: np.ndarray) -> dict[str, Any]:
         array = array.astype(np.float32) if self.load.to_float32 else array
@@ -114,10 +117,6 @@ def _check_header(path: str) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged header may raise anything
         raise UserError(f"{path} has a damaged header ({error}): replace it") from None
-
-
-def _as_it_is(prepared: Prepared) -> Prepared:
-    return prepared
 
 
 def _start(worker: int) -> None:

@@ -21,6 +21,7 @@ from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS
 from ..data import innermost_datasets
 from ..errors import UserError
 from ..runs import TASKS
+from ..stack import check_stack
 
 _LARGEST = 2**20
 """Characters of a text that is still read: configs have some ten thousand."""
@@ -45,7 +46,7 @@ def stored_config(meta: Any, source: str) -> Config:
 
     Raises:
         UserError: there is no config, it is not MMDetection's or MMSegmentation's, or it is not made of literals and of
-            OpenMMLab's registered classes only.
+            OpenMMLab's registered classes only; or the project is not installed.
     """
     text = meta.get("cfg") if isinstance(meta, dict) else None
     if not isinstance(text, str) or not text.strip():
@@ -65,6 +66,7 @@ def stored_config(meta: Any, source: str) -> Config:
             f"{source} has a model of {project}, not a detector of MMDetection or a segmentor of MMSegmentation: give "
             "another checkpoint"
         )
+    check_stack(needs=(scope,))
     config = {"default_scope": scope, **_parts(values, source)}
     for place, key, value in _entries(config, ""):
         fault = _fault(key, value, scope)

@@ -321,9 +321,9 @@ def test_categories_must_have_the_models_classes(ground, refused):
     assert told == "some.json has no category disc, which is a class of the model"
 
 
-def test_without_supervision_nothing_is_begun(ground, refused, monkeypatch):
+def test_without_supervision_nothing_is_begun(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    told = refused(ground.pictures, "--model", ground.checkpoint)
+    told = refused("a.jpg", "--model", "gone.pth")  # a file that is missing would be told first
     assert re.fullmatch(
         r"drawing needs the package supervision \(.+\): install it with `pip install supervision`", told
     )

@@ -67,6 +67,7 @@ def test_a_detector_finds_what_mmdets_own_call_finds(ground, detector, tmp_path)
     model.cfg = cfg
     for fast in (False, True):
         predictor = mmcare.Predictor(cfg, ground.checkpoint, fast=fast)
+        assert (predictor.model.state_dict().keys() == model.state_dict().keys()) is not fast
         results = list(predictor(paths))
         for path, result in zip(paths, results, strict=True):
             with DefaultScope.overwrite_default_scope("mmdet"):
@@ -215,8 +216,10 @@ def test_an_endless_iterator_is_read_as_it_is_needed(detector, workers):
 
 def test_one_shape_does_not_wait_forever_for_its_batch(detector):
     square, wide = np.zeros((96, 96, 3), np.uint8), np.zeros((96, 128, 3), np.uint8)
-    results = detector(itertools.chain([square], itertools.repeat(wide)), batch_size=4)
+    taken = itertools.count()
+    results = detector(((wide if next(taken) else square) for _ in range(60)), batch_size=4)
     assert next(results).size == (96, 96)
+    assert next(taken) < 30
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
