@@ -12,6 +12,7 @@ STEPS = {
     "reparameterized": "mmcare.reparameterize; mmcare's backbones only, inference only",
     "channels-last": "weights and images in the memory format NHWC",
     "bf16": "computed in bfloat16; training keeps float32 weights (autocast), as with --amp",
+    "fp16": "computed in float16; inference only",
     "compiled": "torch.compile with inductor; in inference with frozen weights",
     "memory-budget": f"the compiler stores {KEPT_SHARE:.0%} of the activations; compiled training only",
     "cuda-graph": "recorded once and replayed; inference on CUDA only",
@@ -34,6 +35,8 @@ FORMS = {
         f"{_BEST}+compiled",
         f"{_BEST}+bf16",
         f"{_BEST}+bf16+compiled",
+        f"{_BEST}+cuda-graph",
+        f"{_BEST}+fp16+cuda-graph",
     ),
     "training": ("plain", "eager", "channels-last", "channels-last+compiled"),
 }
@@ -43,7 +46,8 @@ FORMS = {
 def default_forms(training: bool, device: str) -> tuple[str, ...]:
     """Return the forms to measure if the user gives none."""
     forms = FORMS["training" if training else "inference"]
-    return tuple(form for form in forms if device == "cpu" or "keep-freed-memory" not in form.split("+"))
+    missing = "keep-freed-memory" if device == "cuda" else "cuda-graph"
+    return tuple(form for form in forms if missing not in form.split("+"))
 
 
 def check_form(form: str, training: bool, device: str) -> tuple[str, ...]:
@@ -58,7 +62,9 @@ def check_form(form: str, training: bool, device: str) -> tuple[str, ...]:
         raise UserError(f"there is no form {form!r}: give eager, or one or more of {', '.join(STEPS)} joined by +")
     if {"plain", "reparameterized"} <= set(steps):
         raise UserError(f"there is no form {form!r}: a network is either plain or reparameterized")
-    if training and (wrong := [step for step in steps if step in ("reparameterized", "cuda-graph")]):
+    if {"bf16", "fp16"} <= set(steps):
+        raise UserError(f"there is no form {form!r}: a network computes either in bf16 or in fp16")
+    if training and (wrong := [step for step in steps if step in ("reparameterized", "fp16", "cuda-graph")]):
         raise UserError(
             f"the form {form!r} is for inference, because of {wrong[0]}: remove it from --forms, or omit --train"
         )

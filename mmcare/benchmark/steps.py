@@ -52,9 +52,7 @@ class Step:
         images = torch.randn(case.batch, channels, *size, generator=torch.Generator().manual_seed(0))
         if "channels-last" in self.steps:
             images = images.to(memory_format=torch.channels_last)
-        if "bf16" in self.steps and not case.training:
-            images = images.bfloat16()
-        return images.to(case.device)
+        return images.to(case.device, _dtype(self.steps, case.training))
 
     def prepare_run(self) -> None:
         """Apply the steps that change how a model is run."""
@@ -108,9 +106,7 @@ class Step:
 def in_form(model: nn.Module, steps: Sequence[str], device: str, training: bool) -> nn.Module:
     """Return a copy of a model with the steps of a form applied, in training or eval mode."""
     model = reparameterize(model) if "reparameterized" in steps else copy.deepcopy(model)
-    if "bf16" in steps and not training:
-        model = model.to(torch.bfloat16)
-    model = model.to(device)
+    model = model.to(device, _dtype(steps, training))
     if "channels-last" in steps:
         model = model.to(memory_format=torch.channels_last)
     model.train(training)
@@ -120,6 +116,13 @@ def in_form(model: nn.Module, steps: Sequence[str], device: str, training: bool)
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0  # otherwise each call would compute something else
     return model
+
+
+def _dtype(steps: Sequence[str], training: bool) -> torch.dtype:
+    """Return the type of a form's weights and images."""
+    if "fp16" in steps:
+        return torch.float16
+    return torch.bfloat16 if "bf16" in steps and not training else torch.float32
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}
 def ceiling_product(device: str) -> Callable[[], None]:
     """Return a function that computes a large float32 matrix product, with :func:`product_flops` operations."""
     side = PRODUCT[device]
-    left, right = (torch.ones(side, side, device=device) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device) for _ in range(2))  # zeros and ones use less power
     out = torch.empty(side, side, device=device)
 
     def product() -> None:

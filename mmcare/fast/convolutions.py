@@ -2,7 +2,8 @@
 
 On CPUs oneDNN fuses a convolution with GELU or an addition, and accepts weights that are already in the order in which
 it reads them (:mod:`~mmcare.fast.onednn`). Everything else uses torch's plain operations: GPUs, float16, autocast,
-gradients, tracing and export, and torch.compile, which does its own fusion.
+gradients, tracing and export, and torch.compile, which does its own fusion. On GPUs, 1×1 convolutions in half precision
+are matrix products.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class FusedConv(nn.Conv2d):
         weight, bias = part_of(self.weight, self.bias, part, inputs=self.divide == "inputs")
         groups = max(self.groups // part[1], 1)
         if not self._is_fused(x):
-            out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+            if self._is_product(x):
+                out = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+            else:
+                out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
             out = _gelu(out) if self.gelu else out
             return out if to is None else add_to(out, to)
         settings = (self.padding, self.stride, self.dilation, groups)
@@ -87,6 +91,24 @@ class FusedConv(nn.Conv2d):
         kind = x.dtype in onednn.types() and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
         # Tensors created in inference mode have no version counter.
         return layout and kind and not recorded and not self.weight.is_inference() and torch.backends.mkldnn.enabled
+
+    def _is_product(self, x: Tensor) -> bool:
+        """Return whether to compute the convolution as a matrix product, in which CUDA adds the bias for free.
+
+        cuDNN's convolutions leave it to another pass over the map, which takes longer than they do. Not in float32,
+        where convolutions may compute in TF32, and matrix products may not unless the user allows it.
+        """
+        kind = x.device.type
+        if (
+            kind != "cuda"
+            or self.kernel_size != (1, 1)
+            or self.groups > 1
+            or self.stride != (1, 1)
+            or any(self.padding)
+        ):
+            return False
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return dtype in (torch.float16, torch.bfloat16) and is_channels_last(x)
 
     def _order(self, x: Tensor, weight: Tensor, part: Part, settings: onednn.Settings) -> Tensor:
         if not isinstance(self.weight, Weight):  # the caller has replaced it

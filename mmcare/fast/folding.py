@@ -90,6 +90,12 @@ def fold_scale_after(conv: nn.Conv2d, scale: Tensor) -> None:
     _set(conv, conv.weight.double() * scale[:, None, None, None], conv.bias.double() * scale)
 
 
+def fold_bias_before(first: nn.Conv2d, conv: nn.Conv2d) -> None:
+    """Move the bias of a convolution into the 1×1 convolution after it, which has a bias, no groups and no padding."""
+    _set(conv, conv.weight, conv.bias.double() + conv.weight.double().flatten(1) @ first.bias.double())
+    first.bias = None
+
+
 def conv_with(weight: Tensor, bias: Tensor | None, groups: int = 1, **kwargs: Any) -> nn.Conv2d:
     """Return a convolution with the given weights; the other arguments are those of ``nn.Conv2d``."""
     outputs, inputs, *kernel_size = weight.shape

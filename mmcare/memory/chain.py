@@ -19,8 +19,11 @@ from .layout import is_captured
 from .mode import Saving, present
 from .recomputation import hooks_are_possible, recompute
 
-FEW_VALUES = 2**16
-"""Nothing is recomputed for maps with at most this many values: it would take time and save little memory."""
+FEW_VALUES = {"cpu": 2**16, "cuda": 2**21}
+"""Nothing is recomputed for maps with at most this many values: it would take time and save little memory.
+
+On a GPU, the CPU needs longer to start the operations once more than the GPU needs for smaller maps.
+"""
 
 FEW_PIXELS = 2**8
 """The same for maps with at most this many pixels in the batch, however many channels they have."""
@@ -46,7 +49,8 @@ class Chain(nn.Sequential):
     def _saving(self, x: Tensor) -> Saving:
         if not self.training or not torch.is_grad_enabled() or is_captured():
             return Saving.NOTHING
-        large = x.numel() > FEW_VALUES and x.shape[0] * x.shape[2] * x.shape[3] > FEW_PIXELS
+        few = FEW_VALUES.get(x.device.type, FEW_VALUES["cpu"])
+        large = x.numel() > few and x.shape[0] * x.shape[2] * x.shape[3] > FEW_PIXELS
         return present() if large and hooks_are_possible() else Saving.NOTHING
 
 

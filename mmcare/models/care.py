@@ -66,8 +66,14 @@ class LinearAttention(nn.Module):
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context that disables autocast on the device of x."""
-    kind = x.device.type  # the meta device has no autocast
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 would split the graph here
+def _has_autocast(kind: str) -> bool:
+    """Return whether a type of device has autocast; the meta device has none."""
+    return torch.amp.is_autocast_available(kind)
 
 
 class StripConvolution(nn.Module):

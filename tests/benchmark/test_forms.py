@@ -19,6 +19,7 @@ def test_the_default_forms_are_possible_where_they_are_measured():
             for form in forms:
                 assert set(check_form(form, training, device)) <= set(STEPS)
     assert any("keep-freed-memory" in form for form in default_forms(False, "cpu"))
+    assert any("fp16+cuda-graph" in form for form in default_forms(False, "cuda"))
 
 
 def test_freed_memory_is_not_kept_where_rows_share_a_process():
@@ -52,6 +53,15 @@ def test_the_steps_of_a_form(make_steps):
     (step,) = make_steps(subject, ["bf16"], training=True)
     assert next(step.model.parameters()).dtype == torch.float32
     step()
+
+
+def test_half_precision_is_of_one_kind_and_fp16_for_inference(make_steps):
+    (step,) = make_steps(resolve("mmcare.CASViT:xs"), ["fp16+reparameterized"])
+    assert {output.dtype for output in step.forward()} == {step.images.dtype} == {torch.float16}
+    with pytest.raises(UserError, match="computes either in bf16 or in fp16"):
+        check_form("bf16+fp16", training=False, device="cuda")
+    with pytest.raises(UserError, match="the form 'fp16' is for inference, because of fp16"):
+        check_form("fp16", training=True, device="cuda")
 
 
 def test_a_wrong_form_shows_in_the_difference(monkeypatch, make_steps):

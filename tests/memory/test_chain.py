@@ -32,9 +32,9 @@ families = pytest.mark.parametrize("family", TINY)
 @pytest.fixture(autouse=True)
 def no_map_is_small(monkeypatch):
     """Treat the small maps of the tests as large ones."""
-    monkeypatch.setattr(thresholds, "FEW_VALUES", 0)
+    monkeypatch.setattr(thresholds, "FEW_VALUES", {"cpu": 0})
     monkeypatch.setattr(thresholds, "FEW_PIXELS", 0)
-    monkeypatch.setattr(frozen_norms, "FOLDED_VALUES", 0)
+    monkeypatch.setattr(frozen_norms, "FOLDED_VALUES", {"cpu": 0})
     monkeypatch.setattr(frozen_norms, "PIXELS_PER_WEIGHT", 0)
 
 
@@ -212,7 +212,7 @@ def test_small_maps_are_kept(family, monkeypatch):
     monkeypatch.setattr(thresholds, "FEW_PIXELS", 64 * 64)
     assert share(batch=1) == everything
     assert share(batch=2) < 0.97  # of the stem
-    monkeypatch.setattr(thresholds, "FEW_VALUES", 2**20)
+    monkeypatch.setattr(thresholds, "FEW_VALUES", {"cpu": 2**20})
     assert share(batch=2) == everything
     monkeypatch.undo()
     assert share(batch=1) == everything
