@@ -66,7 +66,7 @@ def test_a_detectors_map_is_the_one_of_test_py(ground, tmp_path):
     assert 0.03 < wanted < 0.97
     out = tmp_path / "out"
     said = succeed(run_tool("predict", ground.pictures, "--model", ground.checkpoint, "--out", out, cwd=tmp_path))
-    assert said == f"predicted 8 pictures: {out}\n"
+    assert said.endswith(f"predicted 8 pictures: {out}\n")  # the successors print more before
     assert round(evaluated(ground.annotations, out / "predictions.json"), 3) == pytest.approx(wanted)
 
     names = sorted(path.name for path in ground.pictures.iterdir())
