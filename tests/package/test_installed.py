@@ -77,4 +77,7 @@ def test_a_detector_from_training_to_its_release(installed, tmp_path):
     checkpoint = "work_dirs/retinanet_care_s0/epoch_1.pth"
     assert "Epoch(test) [2/2]" in installed.run("mmcare", "test", name, checkpoint, *options, cwd=tmp_path)
     installed.run("mmcare", "publish", checkpoint, "release.pth", cwd=tmp_path)
-    assert len([*tmp_path.glob("release-*.pth")]) == 1
+    (release,) = tmp_path.glob("release-*.pth")
+    picture = next(tmp_path.glob("data/sample/*/coco/val2017/*.jpg"))
+    installed.run("mmcare", "predict", picture, "--model", release, cwd=tmp_path)
+    assert len(json.loads((tmp_path / "predictions/images.json").read_text())["images"]) == 1
