@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 OPACITY = 0.5
 """Of the masks and label maps in a drawing."""
+SMALLEST_TEXT = 0.35
+"""Scale of OpenCV's font below which it cannot be read; in larger pictures it grows with them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,9 +88,12 @@ class Prediction:
             picture = sv.MaskAnnotator(colour, OPACITY).annotate(picture, found)
         if self.label_map is not None:
             return picture
-        picture = sv.BoxAnnotator(colour).annotate(picture, found)
+        width_height = self.size[::-1]
+        picture = sv.BoxAnnotator(colour, sv.calculate_optimal_line_thickness(width_height)).annotate(picture, found)
+        scale = max(sv.calculate_optimal_text_scale(width_height), SMALLEST_TEXT)
         texts = [f"{name} {score:.2f}" for name, score in zip(found["class_name"], found.confidence, strict=True)]
-        return sv.LabelAnnotator(colour, smart_position=True).annotate(picture, found, texts)
+        labels = sv.LabelAnnotator(colour, text_scale=scale, text_padding=round(12 * scale), smart_position=True)
+        return labels.annotate(picture, found, texts)
 
     def to_coco(self, image_id: int | None = None, category_ids: Mapping[str, int] | None = None) -> list[dict]:
         """Return the detections in COCO's results format; of a label map, a region for each class in it.
