@@ -347,7 +347,8 @@ def test_it_resumes_with_its_averages(tuned, run):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_with_nothing_to_resume_it_starts_from_load_from(run):
+def test_with_nothing_to_resume_it_starts_from_load_from(run, monkeypatch):
+    monkeypatch.setattr("mmcare.runs.recipes.MIN_STEPS", 10)  # to be short
     command = ["--recipe", "finetune", "--resume", "--cfg-options"]
     anew = run("anew", "detector.py", *command, *LENGTH[:2], "train_cfg.max_epochs=1")
     (log,) = anew.glob("*/*.log")
@@ -356,15 +357,16 @@ def test_with_nothing_to_resume_it_starts_from_load_from(run):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_it_stops_when_the_metric_has_ceased_to_rise(run):
+def test_it_stops_when_the_metric_has_ceased_to_rise(run, monkeypatch):
+    monkeypatch.setattr("mmcare.runs.recipes.MIN_STEPS", 10)  # to be short
     few = ["train_dataloader.batch_size=2", "custom_hooks.1.patience=1", "custom_hooks.1.min_delta=100"]
     command = ["--recipe", "finetune", "--cfg-options", "load_from=segmentor.pth"]
     stopped = run("stopped", "segmentor.py", *command, *few)
     curves = read_curves(stopped)
-    assert list(curves.metrics) == [50, 100]  # of 600 iterations
-    assert max(curves.loss) == 100
+    assert list(curves.metrics) == [10, 20]  # of 120 iterations
+    assert max(curves.loss) == 20
     assert len([*stopped.glob("best_mIoU_iter_*.pth")]) == 1
-    assert (stopped / "iter_100.pth").is_file()
+    assert (stopped / "iter_20.pth").is_file()
 
 
 def test_tensorboard_has_the_losses_and_the_metrics(tuned):
