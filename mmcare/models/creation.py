@@ -24,7 +24,12 @@ def list_backbones() -> list[str]:
 
 
 def create_backbone(
-    name: str, pretrained: str | Path | None = None, *, norm_eval: bool = False, **arguments: Any
+    name: str,
+    pretrained: str | Path | None = None,
+    *,
+    features_only: bool = True,
+    norm_eval: bool = False,
+    **arguments: Any,
 ) -> PyramidBackbone:
     """Build a backbone with its weights initialized or loaded, as ``timm.create_model(…, features_only=True)`` does.
 
@@ -32,6 +37,7 @@ def create_backbone(
         name: one of :func:`list_backbones`.
         pretrained: path or http(s) address of a checkpoint: an authors' ImageNet file, an mmcare checkpoint, or a
             detector or segmentor, of which the backbone is taken. None for the authors' initialization.
+        features_only: as in timm; a backbone has no classifier, so it can only be True.
         norm_eval: keep batch norms in eval mode while training. Here the default is False, as in plain PyTorch; in
             configs it is True.
         arguments: any other argument of :class:`~mmcare.models.CARE` or :class:`~mmcare.models.CASViT`:
@@ -52,6 +58,10 @@ def create_backbone(
         raise UserError(
             f"pretrained=True names no weights for {name}, and mmcare downloads none by itself: give the path or "
             "address of a checkpoint, such as the authors'"
+        )
+    if not features_only:
+        raise UserError(
+            f"features_only=False asks for a classifier, and {name} is a backbone: put your own on its maps"
         )
     family, arch = _NAMES[name]
     possible = [key for key in inspect.signature(family).parameters if key not in ("arch", "init_cfg")]

@@ -46,7 +46,9 @@ def test_its_norms_learn_as_in_plain_pytorch_unless_told_not_to():
 
 
 def test_arguments_reach_the_network():
-    backbone = mmcare.create_backbone("care_s0", in_channels=1, out_indices=(1, 3), drop_path_rate=0.2)
+    backbone = mmcare.create_backbone(
+        "care_s0", features_only=True, in_channels=1, out_indices=(1, 3), drop_path_rate=0.2
+    )
     assert backbone.drop_path_rate == 0.2
     assert [tuple(feature.shape) for feature in backbone(torch.zeros(2, 1, 64, 64))] == [(2, 64, 8, 8), (2, 1024, 2, 2)]
     assert backbone.out_channels == (64, 1024)
@@ -64,6 +66,7 @@ def test_arguments_reach_the_network():
             "create_backbone('care_s0') takes no num_classes: it takes pretrained, ",
         ),
         ("care_s0", dict(pretrained=True), "pretrained=True names no weights for care_s0, and mmcare downloads none"),
+        ("care_s0", dict(features_only=False), "features_only=False asks for a classifier, and care_s0 is a backbone"),
         ("care_s0", dict(pretrained="gone.pth"), "there is no checkpoint gone.pth"),
         ("care_s0", dict(out_indices=(4,)), "an index in out_indices=4 is not valid"),
     ],
