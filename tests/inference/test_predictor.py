@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.mask import decode
 
 import mmcare
+from mmcare.checkpoints import read_checkpoint
 from mmcare.cli.commands import publish_model
 
 MASK_RCNN = f"""
@@ -87,7 +88,7 @@ def test_a_segmentor_gives_the_label_map_of_mmsegs_own_call(ground, segmentor):
     predictor = mmcare.Predictor(segmentor)
     assert predictor.task == "segmentation"
     paths = some(ground.pictures)
-    predictor.model.cfg = Config.fromstring(torch.load(segmentor)["meta"]["cfg"], ".py")
+    predictor.model.cfg = Config.fromstring(read_checkpoint(segmentor)["meta"]["cfg"], ".py")
     for result in predictor(paths):
         with DefaultScope.overwrite_default_scope("mmseg"):
             wanted = inference_model(predictor.model, result.source).pred_sem_seg.data[0].numpy()
@@ -283,7 +284,7 @@ def test_a_config_by_file_or_name(ground, detector):
 
 
 def test_classes_come_from_the_config_if_the_checkpoint_has_none(ground, detector, tmp_path):
-    content = torch.load(ground.checkpoint, weights_only=False)
+    content = read_checkpoint(ground.checkpoint)
     torch.save({"state_dict": content["state_dict"]}, tmp_path / "bare.pth")
     cfg = Config.fromfile(ground.folder / "work_dirs/detector/detector.py")
     assert mmcare.Predictor(cfg, tmp_path / "bare.pth").classes == detector.classes
@@ -296,7 +297,7 @@ def test_classes_come_from_the_config_if_the_checkpoint_has_none(ground, detecto
 
 
 def test_weights_must_all_be_there(ground, tmp_path):
-    content = torch.load(ground.checkpoint, weights_only=False)
+    content = read_checkpoint(ground.checkpoint)
     content["state_dict"].pop("bbox_head.retina_cls.weight")
     torch.save(content, tmp_path / "less.pth")
     with pytest.raises(mmcare.UserError, match="lacks 1 of the model's weights: bbox_head.retina_cls.weight"):
