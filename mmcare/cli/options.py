@@ -122,6 +122,8 @@ def read_config(args: Namespace, parts: Sequence[str], adapt: Adapt | None = Non
     Raises:
         UserError: the installation is broken, or the config cannot be read or lacks a part.
     """
+    if args.data == "":  # a shell variable that is not set
+        raise UserError("--data takes the folder of a data set, and its path is empty: give the folder")
     if not args.data and (args.format or args.background):
         raise UserError("--format and --background say how to read one's own data: add --data FOLDER, or omit them")
     check_stack()

@@ -82,7 +82,7 @@ def test_no_folder_an_empty_one_and_one_without_annotations(mine):
     mine.mkdir()
     assert told(mine) == f"the folder {mine} is empty: put pictures and their annotations into it"
     picture(mine / "a.jpg")
-    assert told(mine).startswith(f"{mine} has 1 pictures and no annotations that can be read (COCO's JSON, YOLO's text")
+    assert told(mine).startswith(f"{mine} has 1 picture and no annotations that can be read (COCO's JSON, YOLO's text")
     assert told(mine / "a.jpg").startswith(f"--data takes the folder of a data set, and {mine}/a.jpg is a file")
 
 
@@ -101,12 +101,43 @@ def test_two_formats_are_named_and_format_chooses(mine, splits):
     assert load_config(RETINANET, data=OwnData(mine, "coco")).model.bbox_head.num_classes == 4
 
 
+def test_label_maps_do_not_train_a_detector(mine):
+    picture(mine / "images/a.jpg")
+    (mine / "masks").mkdir()
+    Image.fromarray(np.ones((30, 40), np.uint8)).save(mine / "masks/a.png")
+    (mine / "classes.txt").write_text("sky\nsea\n")
+    expected = f"{mine} has label maps (masks/a.png), which are for segmentation, and this config detects"
+    assert told(mine).startswith(expected)
+    assert told(mine, format="label-maps").startswith(expected)
+
+
+@pytest.mark.parametrize("config", [RETINANET, SEMANTIC_FPN])
+def test_no_object_to_train_on(mine, config):
+    yolo(mine)
+    for split, lines in (("train", ""), ("val", "0 0.5 0.5 0.2 0.5 0.2 0.9")):
+        picture(mine / f"images/{split}/c.jpg")
+        (mine / f"labels/{split}").mkdir()
+        (mine / f"labels/{split}/c.txt").write_text(lines)
+    options = {} if config == RETINANET else {"background": "extra"}
+    assert told(mine, config, **options) == (
+        f"the 3 pictures of {mine} to train on have no annotated object (read as YOLO's text files): check that their "
+        "annotations are where docs/own-data.md shows"
+    )
+
+
+def test_a_folder_whose_labels_lie_elsewhere(mine):
+    yolo(mine, "0 0.5 0.5 0.2 0.2")
+    (mine / "labels").rename(mine / "annotated")
+    assert "have no annotated object (read as YOLO's text files)" in told(mine)
+
+
 def test_a_format_that_is_not_there(mine, splits):
     write("coco", mine, splits)
     assert told(mine, format="yolo") == f"{mine} has no YOLO's text files, which --format yolo asks for"
 
 
 def test_options_that_do_not_go_together(refusal, mine):
+    assert refusal(print_config.main, "config", RETINANET, "--data", "").startswith("--data takes the folder of a data")
     options = [RETINANET, "--data", mine]
     assert refusal(print_config.main, "config", *options, "--sample").startswith("argument --sample: not allowed with")
     assert refusal(print_config.main, "config", RETINANET, "--format", "coco").startswith(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ...errors import UserError
 from . import coco, label_maps, labelme, voc, yolo
 from .description import Description
-from .folder import Folder
+from .folder import Folder, count
 
 _READERS: dict[str, tuple[str, Callable[[Folder], Description]]] = {
     "coco": ("COCO's JSON", coco.read),
@@ -36,8 +36,12 @@ def read(folder: Folder, name: str | None, task: str) -> tuple[str, Description]
         UserError: there are annotations in no format or in several, or they cannot be used.
     """
     found = _recognize(folder)
-    if task == "detection":
-        found.pop("label-maps", None)
+    maps = found.pop("label-maps", None) if task == "detection" else None
+    if maps and (name == "label-maps" or (name is None and not found)):
+        raise UserError(
+            f"{folder.path} has label maps ({maps}), which are for segmentation, and this config detects: train a "
+            "segmentor such as segmentation/semantic_fpn_care_s1, or add boxes or polygons"
+        )
     if name is None and len(found) > 1:
         (first, one), (second, other) = [*found.items()][:2]
         raise UserError(
@@ -47,8 +51,8 @@ def read(folder: Folder, name: str | None, task: str) -> tuple[str, Description]
     if name is None and not found:
         known = ", ".join(text for key, (text, _) in _READERS.items() if task == "segmentation" or key != "label-maps")
         raise UserError(
-            f"{folder.path} has {len(folder.pictures):,} pictures and no annotations that can be read ({known}): "
-            "docs/own-data.md shows how the files have to lie"
+            f"{folder.path} has {count(len(folder.pictures), 'picture')} and no annotations that can be read "
+            f"({known}): docs/own-data.md shows how the files have to lie"
         )
     name = name or next(iter(found))
     if name not in found:

@@ -31,7 +31,7 @@ from ...errors import UserError
 from ...files import write_file, write_picture
 from . import label_maps
 from .description import Description
-from .folder import Folder, some
+from .folder import Folder, count, some
 from .formats import read
 from .splits import complete
 
@@ -133,6 +133,11 @@ def _make(temporary: Path, final: Path, folder: Folder, data: OwnData, task: str
             splits = {split: _list_label_maps(temporary, final, split, description) for split in description.splits}
         else:
             counts, splits = _draw_label_maps(temporary, final, description, classes, folder)
+    if not any(found[name] for found in counts["train"] for name in description.classes):
+        raise UserError(
+            f"the {count(len(counts['train']), 'picture')} of {folder.path} to train on have no annotated object "
+            f"(read as {source}): check that their annotations are where docs/own-data.md shows"
+        )
     report = tabulated(folder.path, source, classes, description, counts, unit)
     write_picture(draw(folder, classes, description, counts, unit, int(reduce)), temporary / "data.png")
     prepared = PreparedData(
