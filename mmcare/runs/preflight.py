@@ -94,7 +94,9 @@ def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_N
             continue
         root = dataset.get("data_root") or ""
         kind = type_name(dataset)
-        name, source = DATASETS.get(kind, (kind or "the dataset", None))
+        name, source = kind or "the dataset", None
+        if not (dataset.get("metainfo") or {}).get("classes"):  # with classes of its own, it is another data set
+            name, source = DATASETS.get(kind, (name, source))
         purpose = _PURPOSES[split]
         if dataset.get("ann_file"):
             yield _Need(os.path.join(root, dataset["ann_file"]), f"{name}'s annotations {purpose}", source)

@@ -51,6 +51,13 @@ def test_everything_missing_is_in_one_message():
     assert str(Path.cwd()) in message
 
 
+def test_ones_own_data_is_not_taken_for_coco():
+    assert "coco/ann/train.json: COCO 2017's annotations" in complaint(coco())
+    message = complaint(coco(metainfo=dict(classes=("coin", "box"))))
+    assert "coco/ann/train.json: CocoDataset's annotations to train on, missing\n" in message
+    assert "cocodataset.org" not in message
+
+
 def test_only_what_the_run_reads_is_looked_for():
     cfg = Config.fromfile(DETECTION)
     message = complaint(cfg, ("test",))
