@@ -9,7 +9,7 @@ from .curves import draw_curves, read_curves, summarize
 from .launchers import LAUNCHERS
 from .preflight import check_inputs
 from .recipes import RECIPES, apply_recipe, check_start
-from .runner import build_runner, check_checkpoint
+from .runner import build_dataset, build_runner, check_checkpoint
 from .tracking import TRACKERS, track
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "TASKS",
     "TRACKERS",
     "apply_recipe",
+    "build_dataset",
     "build_runner",
     "check_checkpoint",
     "check_inputs",

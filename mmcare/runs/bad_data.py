@@ -44,7 +44,8 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
 
     A :class:`UserError` is raised
 
-    - when a dataloader is built, for an annotation file that cannot be read and for an empty data set;
+    - when a dataloader is built, for an annotation file that cannot be read, for an empty data set, and for one to
+      train a detector on that has more classes than the model;
     - when data is loaded, also in a worker process, for an image or a label map that is missing or cannot be decoded, a
       label map with another size than its image or a class that the model does not have, and an instance whose mask is
       missing or has another size than the image;
@@ -60,7 +61,7 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
             loader = build(dataloader, *args, **kwargs)
         labels = _labels(runner.model)
         for dataset in _datasets(loader.dataset):
-            if fault := _fault_of_content(dataset):
+            if fault := _fault_of_content(dataset) or _surplus_classes(dataset, runner.model):
                 raise UserError(fault)
             if isinstance(getattr(dataset, "pipeline", None), Compose):
                 guard_pipeline(dataset.pipeline, labels)
@@ -68,6 +69,23 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
 
     runner.build_dataloader = build_dataloader
     return runner
+
+
+def build_guarded(dataset: dict[str, Any], scope: str) -> Any:
+    """Build a dataset outside of a Runner, which names the file if its data cannot be used as one in a Runner does.
+
+    Args:
+        dataset: the config; it may have wrappers such as ConcatDataset.
+        scope: the ``default_scope`` of the config.
+
+    Raises:
+        UserError: the annotations cannot be read, or there are no images.
+    """
+    built = _built(dataset, scope)
+    for inner in _datasets(built):
+        if isinstance(getattr(inner, "pipeline", None), Compose):
+            guard_pipeline(inner.pipeline, labels=None)
+    return built
 
 
 def count_images(dataset: dict[str, Any], scope: str) -> int:
@@ -83,12 +101,16 @@ def count_images(dataset: dict[str, Any], scope: str) -> int:
     dataset = copy.deepcopy(dataset)
     for inner in innermost_datasets(dataset):
         inner["pipeline"] = []
+    return len(_built(dataset, scope))
+
+
+def _built(dataset: dict[str, Any], scope: str) -> Any:
     with DefaultScope.overwrite_default_scope(scope), _explained(dataset):
         built = DATASETS.build(dataset)
     for inner in _datasets(built):
         if fault := _fault_of_content(inner):
             raise UserError(fault)
-    return len(built)
+    return built
 
 
 @contextmanager
@@ -132,6 +154,24 @@ def _fault_of_content(dataset: Any) -> str | None:
     if _is_coco(dataset) and len(dataset.cat_ids) < len(dataset.metainfo["classes"]):
         return _unknown_classes(dataset.ann_file, dataset.metainfo["classes"])
     return None
+
+
+def _surplus_classes(dataset: Any, model: nn.Module) -> str | None:
+    """Return the fault of a data set to train a detector on that has more classes than the model, or None."""
+    mmdet = sys.modules.get("mmdet.models")
+    if not mmdet or not _is_coco(dataset) or dataset.test_mode:
+        return None
+    parts = [*model.modules()]
+    if any(isinstance(part, mmdet.RPN) for part in parts):  # it learns no classes
+        return None
+    numbers = [number for part in parts if isinstance(number := getattr(part, "num_classes", None), int)]
+    classes = dataset.metainfo["classes"]
+    if not numbers or max(numbers) >= len(classes):
+        return None
+    return (
+        f"the data set to train on has {len(classes)} classes ({_some([*classes])}), but the model has {max(numbers)}: "
+        f"set num_classes={len(classes)} in its heads, or correct the dataset's metainfo=dict(classes=…)"
+    )
 
 
 def _emptiness(dataset: Any) -> str:

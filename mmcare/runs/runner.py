@@ -14,12 +14,24 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.runner import Runner
+    from torch.utils.data import Dataset
 
 
 def check_checkpoint(path: str) -> None:
     """Raise UserError if a checkpoint file does not exist; URLs are not checked."""
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"there is no checkpoint {path}: check the path (relative ones start at {os.getcwd()})")
+
+
+def build_dataset(cfg: Config) -> Dataset:
+    """Build a config's training data set, which names the file if its data cannot be used, as in a training.
+
+    Raises:
+        UserError: the annotations cannot be read, or there are no images.
+    """
+    from .bad_data import build_guarded
+
+    return build_guarded(cfg.train_dataloader.dataset, cfg.default_scope)
 
 
 def build_runner(cfg: Config, require_all: bool) -> Runner:

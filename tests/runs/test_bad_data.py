@@ -348,6 +348,14 @@ def test_an_annotation_file_that_cannot_be_used_is_named(tmp_path, refuse, fault
     assert told in error
 
 
+def test_a_detector_with_fewer_classes_than_the_data_is_refused(tmp_path, refuse):
+    ground = Ground(tmp_path / "data", "retinanet", ["plain.png"])
+    assert refuse(ground, "train", "model.bbox_head.num_classes=1") == (
+        "the data set to train on has 2 classes (box, disc), but the model has 1: set num_classes=2 in its heads, or "
+        "correct the dataset's metainfo=dict(classes=…)"
+    )
+
+
 @pytest.mark.parametrize(("text", "told"), [("{", "is not JSON"), ("[]", "holds a list")])
 def test_an_annotation_file_of_another_format_is_named(tmp_path, refuse, text, told):
     ground = Ground(tmp_path / "data", "mask_rcnn", ["plain.png"])

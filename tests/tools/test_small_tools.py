@@ -94,6 +94,22 @@ def test_a_config_that_does_not_fit_what_it_names_is_told(ground, monkeypatch, r
     assert told.startswith("the config's train_dataloader.dataset.pipeline.0 has type='Load'")
 
 
+def test_data_that_cannot_be_shown_is_told(ground, monkeypatch, refusal):
+    monkeypatch.chdir(ground)
+    options = ["--sample", "--not-show", "--output-dir", "x", "--cfg-options"]
+    small = "train_dataloader.dataset.filter_cfg.min_size=9999"
+    told = refusal(browse_dataset.main, "browse", DETECTION, *options, small)
+    assert told.startswith("all of the ")
+    assert "are filtered out: the config's filter_cfg" in told
+    image = next(ground.glob("data/sample/*/coco/train2017/000000000001.jpg"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:300])
+    try:
+        assert image.name in refusal(browse_dataset.main, "browse", DETECTION, *options, "train_cfg.max_epochs=1")
+    finally:
+        image.write_bytes(whole)
+
+
 # -- print_config.py ---------------------------------------------------------------------------------------------------
 
 

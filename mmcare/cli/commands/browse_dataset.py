@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ...runs import check_inputs, explain_config_faults
+from ...runs import build_dataset, check_inputs, explain_config_faults
 from .. import config_parser, has_display, read_config
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def check_outlet(args: Namespace) -> None:
 
 
 def browse(cfg: Config, args: Namespace) -> None:
-    from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+    from mmengine.registry import VISUALIZERS, init_default_scope
     from mmengine.utils import track_iter_progress
 
     init_default_scope(cfg.default_scope)
     with explain_config_faults(cfg, splits=("train",)):
-        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        dataset = build_dataset(cfg)
         visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # do not write to a log
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.number or len(dataset), len(dataset))
