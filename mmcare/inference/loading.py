@@ -78,7 +78,10 @@ def _given_config(config_or_release: Any, checkpoint: str | Path | None) -> Conf
     """Return the user's config; None if there is only a checkpoint, which carries it."""
     given = isinstance(config_or_release, Config) or is_config(str(config_or_release))
     if given and checkpoint is None:
-        raise UserError("a config alone has no weights: give a checkpoint too, or only a release")
+        raise UserError(
+            "a config alone has no weights: give a checkpoint too, on the command line as --model CHECKPOINT --config "
+            "CONFIG, or only a release"
+        )
     if not given and checkpoint is not None:
         raise UserError(
             f"{config_or_release} is not a config: give a file that ends in .py or a name that mmcare --help lists"

@@ -65,7 +65,10 @@ def pictures_in(folder: str | Path) -> list[str]:
     """
     found = sorted((path for path in Path(folder).iterdir() if _is_picture(path)), key=_natural)
     if not found:
-        raise UserError(f"there is no picture in the folder {folder}: it has none that ends in {', '.join(PICTURES)}")
+        raise UserError(
+            f"there is no picture in the folder {folder}: none of its files ends in "
+            f"{', '.join(PICTURES)}, and its subfolders are not looked into"
+        )
     return list(map(str, found))
 
 

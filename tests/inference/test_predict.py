@@ -205,7 +205,7 @@ def test_a_camera_runs_until_ctrl_c(ground, predict, monkeypatch):
 
 def test_the_threshold_is_for_drawings_only(ground, predict):
     path = min(ground.pictures.iterdir())
-    predict(path, "--model", ground.checkpoint, "--score-thr", "1.1")
+    predict(path, "--model", ground.checkpoint, "--score-thr", "1")
     drawn, picture = cv2.imread(f"predictions/pictures/{path.name}"), cv2.imread(str(path))
     assert np.abs(drawn.astype(int) - picture).mean() < 5
     assert len(json.loads(Path("predictions/predictions.json").read_text())) > 5
@@ -287,7 +287,7 @@ MISTAKES = {
     "no display": (["--show"], "there is no display to show pictures on: omit --show"),
     "an empty folder": (
         ["--sources", "empty"],
-        "there is no picture in the folder empty: it has none that ends in ",
+        "there is no picture in the folder empty: none of its files ends in ",
     ),
     "no camera": (["--sources", "93"], "the camera 93 cannot be opened: check that it is connected"),
     "no annotations": (["--annotations", "gone.json"], "--annotations gone.json cannot be read: No such file"),
@@ -296,6 +296,8 @@ MISTAKES = {
     "for a video": (["--sources", "a.mp4", "--annotations", "none.json"], "--annotations is for pictures: omit it"),
     "batch size": (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
     "out is a file": (["--out", "list.json"], "the folder list.json cannot be created: File exists"),
+    "a percentage": (["--score-thr", "30"], "--score-thr must be from 0 to 1, not 30"),
+    "an empty path": (["--sources", ""], "SOURCE must not be empty"),
     "no model": (["--model", "gone.pth"], "there is no checkpoint gone.pth: check the path"),
 }
 

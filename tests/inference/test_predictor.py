@@ -386,7 +386,7 @@ def test_what_is_not_a_picture_is_refused(detector, tmp_path, name):
 def test_mistakes_of_the_arguments(ground, detector):
     with pytest.raises(mmcare.UserError, match="batch_size must be at least 1, not 0"):
         detector([], batch_size=0)
-    with pytest.raises(mmcare.UserError, match="a config alone has no weights"):
+    with pytest.raises(mmcare.UserError, match="give a checkpoint too, on the command line as --model"):
         mmcare.Predictor("detection/retinanet_care_s1")
     with pytest.raises(mmcare.UserError, match=r"epoch_6\.pth is not a config: give a file that ends in \.py"):
         mmcare.Predictor(ground.checkpoint, ground.checkpoint)

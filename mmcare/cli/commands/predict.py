@@ -50,7 +50,12 @@ def parse_args() -> Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="most pictures computed together (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda where there is a GPU)")
     parser.add_argument("--show", action="store_true", help="show the drawings in a window; any key continues, q ends")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not 0 <= args.score_thr <= 1:
+        parser.error(f"--score-thr must be from 0 to 1, not {args.score_thr:g}")
+    if "" in args.sources:  # a shell variable that is not set
+        parser.error("SOURCE must not be empty")
+    return args
 
 
 def main() -> None:
