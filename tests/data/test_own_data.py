@@ -499,6 +499,23 @@ def test_browse_shows_ones_own_label_maps(made, tmp_path, in_process):
     assert "label maps, 5 classes" in printed.err
 
 
+def test_browse_writes_each_of_two_pictures_of_the_same_name(splits, tmp_path, in_process):
+    write("coco", tmp_path / "mine", splits)
+    (pictures := tmp_path / "mine/train2017").joinpath("more").mkdir()
+    file = tmp_path / "mine/annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    one, other = content["images"][:2]
+    (pictures / other["file_name"]).rename(pictures / "more" / one["file_name"])
+    other["file_name"] = f"more/{one['file_name']}"
+    file.write_text(json.dumps(content))
+    status, printed = in_process(
+        browse_dataset.main, "browse", RETINANET, "--data", "mine", "--not-show", "--output-dir", "out"
+    )
+    assert status == 0, printed.err
+    name = one["file_name"]
+    assert {path.name for path in (tmp_path / "out").glob(f"*{name}")} == {name, f"1_{name}"}
+
+
 def test_a_printed_config_is_whole_with_options_last(splits, tmp_path, in_process):
     write("voc", tmp_path / "mine", splits)
     options = ["--data", "mine", "--cfg-options", "model.bbox_head.num_classes=7"]

@@ -57,9 +57,13 @@ def browse(cfg: Config, args: Namespace) -> None:
         visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))  # do not write to a log
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.number or len(dataset), len(dataset))
+    shown: set[str] = set()
     for index in track_iter_progress((range(number), number)):
         item = dataset[index]
         name = Path(item["data_samples"].img_path).name
+        if name in shown:  # another folder has a picture of this name
+            name = f"{index}_{name}"
+        shown.add(name)
         visualizer.add_datasample(
             name,
             item["inputs"].flip(0).permute(1, 2, 0).contiguous().numpy(),  # images are loaded as BGR
