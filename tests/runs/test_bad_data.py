@@ -157,7 +157,8 @@ class Ground:
         base = f"{CONFIGS}/{task(head)}/{head}_care_s1.py"
         data, rest = (COCO, DETECTION) if head in DETECTORS else (ADE, SEGMENTATION)
         text = COMMON.format(base=base, root=folder, data=data) + rest.format(root=folder) + HEAD_TEXTS[head]
-        self.config = folder / "mine.py"
+        # MMEngine names its default scope by the config and the second, and keeps the scope that a name has.
+        self.config = folder / f"{head}.py"
         self.config.write_text(text)
 
         self.image, self.label_map = folder / "images/plain.png", folder / "maps/plain.png"
