@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 
 from ..errors import UserError
-from ..runs import LAUNCHERS
+from ..runs import is_first_process
 
 PATIENCE_SECONDS = 15
 """Time for which the processes of a distributed run wait for the first one to report an error."""
@@ -26,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         _disconnect()
     except Exception as error:
-        if any(os.environ.get(launcher.rank, "0") != "0" for launcher in LAUNCHERS.values()):
+        if not is_first_process():
             time.sleep(PATIENCE_SECONDS)
         if not isinstance(error, UserError):
             raise

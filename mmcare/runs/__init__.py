@@ -6,7 +6,7 @@ Importing this package is cheap: torch and MMEngine are imported when a function
 from .config_faults import explain_config_faults
 from .configs import TASKS, get_config, is_config, list_configs, load_config, task_of
 from .curves import draw_curves, read_curves, summarize
-from .launchers import LAUNCHERS
+from .launchers import LAUNCHERS, is_first_process
 from .preflight import check_inputs
 from .recipes import RECIPES, apply_recipe, check_start
 from .runner import build_dataset, build_runner, check_checkpoint
@@ -27,6 +27,7 @@ __all__ = [
     "explain_config_faults",
     "get_config",
     "is_config",
+    "is_first_process",
     "list_configs",
     "load_config",
     "read_curves",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, closest
 from ..stack import check_stack
-from .launchers import LAUNCHERS
+from .launchers import is_first_process
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -118,7 +118,7 @@ def _overlay_own_data(cfg: Config, data: OwnData) -> None:
     from ..data.own import overlay_own_data, prepare
 
     prepared = prepare(data, task_of(cfg))
-    if all(os.environ.get(launcher.rank, "0") == "0" for launcher in LAUNCHERS.values()):
+    if is_first_process():
         print(prepared.report, file=sys.stderr)
     overlay_own_data(cfg, prepared)
 

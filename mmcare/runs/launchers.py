@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -24,3 +25,8 @@ LAUNCHERS = {
     "mpi": Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
 """The launchers by their name in MMEngine."""
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first process of a distributed run, or the only one of another run."""
+    return all(os.environ.get(launcher.rank, "0") == "0" for launcher in LAUNCHERS.values())
