@@ -59,12 +59,8 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         with _explained(dataloader.get("dataset") if isinstance(dataloader, dict) else None):
             loader = build(dataloader, *args, **kwargs)
-        labels = _labels(runner.model)
-        for dataset in _datasets(loader.dataset):
-            if fault := _fault_of_content(dataset) or _surplus_classes(dataset, runner.model):
-                raise UserError(fault)
-            if isinstance(getattr(dataset, "pipeline", None), Compose):
-                guard_pipeline(dataset.pipeline, labels)
+        _check_content(loader.dataset, runner.model)
+        _guard_pipelines(loader.dataset, _labels(runner.model))
         return loader
 
     runner.build_dataloader = build_dataloader
@@ -82,9 +78,7 @@ def build_guarded(dataset: dict[str, Any], scope: str) -> Any:
         UserError: the annotations cannot be read, or there are no images.
     """
     built = _built(dataset, scope)
-    for inner in _datasets(built):
-        if isinstance(getattr(inner, "pipeline", None), Compose):
-            guard_pipeline(inner.pipeline, labels=None)
+    _guard_pipelines(built, labels=None)
     return built
 
 
@@ -107,10 +101,21 @@ def count_images(dataset: dict[str, Any], scope: str) -> int:
 def _built(dataset: dict[str, Any], scope: str) -> Any:
     with DefaultScope.overwrite_default_scope(scope), _explained(dataset):
         built = DATASETS.build(dataset)
-    for inner in _datasets(built):
-        if fault := _fault_of_content(inner):
-            raise UserError(fault)
+    _check_content(built)
     return built
+
+
+def _check_content(dataset: Any, model: nn.Module | None = None) -> None:
+    """Raise UserError if a dataset that has loaded its annotations has a fault, or does not suit the model."""
+    for inner in _datasets(dataset):
+        if fault := _fault_of_content(inner) or (model is not None and _surplus_classes(inner, model)):
+            raise UserError(fault)
+
+
+def _guard_pipelines(dataset: Any, labels: tuple[int, int] | None) -> None:
+    for inner in _datasets(dataset):
+        if isinstance(getattr(inner, "pipeline", None), Compose):
+            guard_pipeline(inner.pipeline, labels)
 
 
 @contextmanager
