@@ -16,9 +16,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, read_checkpoint
-from ..errors import UserError, closest
+from ..errors import UserError
 from ..inference import Item, build_test_transforms, prepare, stored_config
-from ..models import CARE, CASViT, PyramidBackbone, list_backbones
+from ..models import PyramidBackbone, create_backbone
 from ..runs import check_checkpoint, explain_config_faults, load_config
 
 
@@ -140,13 +140,7 @@ def read_backbone(path: str, name: str) -> Network:
     Raises:
         UserError: the file cannot be read or does not fit, or there is no such backbone.
     """
-    if name not in list_backbones():
-        otherwise = f"choose one of {', '.join(list_backbones())}"
-        raise UserError(f"mmcare has no backbone {name!r}: {closest(name, list_backbones(), otherwise)}")
-    check_checkpoint(path)
-    family, _, arch = name.partition("_")
-    backbone = {"care": CARE, "casvit": CASViT}[family](arch)
-    load_checkpoint(backbone, path, strict=False)  # ImageNet's checkpoints of CAS-ViT lack the norms of the pyramid
+    backbone = create_backbone(name, pretrained=path)
     transforms = (LoadImageFromFile(), Resize(scale=(1333, 800), keep_ratio=True), _pack)
     preprocessor = ImgDataPreprocessor(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32
