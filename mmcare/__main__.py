@@ -25,6 +25,7 @@ COMMANDS = {
     "flops": ("get_flops", "count parameters and multiply-accumulates"),
     "benchmark": ("benchmark", "compare time and memory of backbones and detectors"),
     "visualize": ("visualize", "draw what a network looks at: its maps, attention, context"),
+    "export": ("export", "write a trained model as a file for another runtime"),
     "publish": ("publish_model", "make a release of a checkpoint"),
 }
 """The module of each command in :mod:`mmcare.cli.commands`, and what it is for."""

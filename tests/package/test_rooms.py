@@ -18,7 +18,7 @@ LAYERS = [
     {"fast", "checkpoints"},
     {"runs"},
     {"benchmark", "inference"},
-    {"visualization"},
+    {"visualization", "export"},
     {"cli"},
     {"sample", "__main__"},
 ]

@@ -1,0 +1,9 @@
+"""From a trained model to a file for a runtime.
+
+Importing this package is cheap: torch and a target's packages are imported when a model is exported.
+"""
+
+from .exporting import export
+from .targets import PARTS, TARGETS, check_options
+
+__all__ = ["PARTS", "TARGETS", "check_options", "export"]

@@ -1,0 +1,204 @@
+"""MMDetection's detectors as modules from images to tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads import AnchorHead, RetinaHead, RPNHead
+from mmdet.models.detectors import MaskRCNN, RetinaNet
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .decoding import DROPPED, by_anchor, decode, gather, join, paste, suppress, top
+from .operators import roi_align
+
+Size = tuple[int, int]
+
+
+def check(model: nn.Module) -> None:
+    """Raise UserError if a detector has a part or a setting that the exported graph would not compute alike."""
+    heads = {
+        "bbox_head": (RetinaHead,),
+        "rpn_head": (RPNHead,),
+        "roi_head": (StandardRoIHead,),
+    }
+    if type(model) not in (RetinaNet, MaskRCNN):
+        raise UserError(
+            f"there is no export of a {type(model).__name__}: give a RetinaNet or Mask R-CNN, or --part backbone"
+        )
+    for name, kinds in heads.items():
+        _check_type(name, getattr(model, name, None), kinds)
+    dense = model.rpn_head if hasattr(model, "roi_head") else model.bbox_head
+    parts = {"bbox_coder": (dense.bbox_coder, DeltaXYWHBBoxCoder), "anchors": (dense.prior_generator, AnchorGenerator)}
+    stages = {"test_cfg": dense.test_cfg}
+    if hasattr(model, "roi_head"):
+        head = model.roi_head
+        parts["roi_head.bbox_head"] = (head.bbox_head, Shared2FCBBoxHead)
+        parts["roi_head.mask_head"] = (head.mask_head, FCNMaskHead)
+        parts["roi_head.bbox_roi_extractor"] = (head.bbox_roi_extractor, SingleRoIExtractor)
+        parts["roi_head.mask_roi_extractor"] = (head.mask_roi_extractor, SingleRoIExtractor)
+        stages = {"test_cfg.rpn": dense.test_cfg, "test_cfg.rcnn": head.test_cfg}
+    for name, (part, kind) in parts.items():
+        _check_type(name, part, (kind,))
+    for name, settings in stages.items():
+        kind = settings["nms"].get("type", "nms")
+        if kind != "nms":
+            raise UserError(f'{name} has nms of the type {kind!r}, which no exported file computes: set it to "nms"')
+    if not dense.use_sigmoid_cls:
+        raise UserError("there is no export of a head whose classes exclude each other: set loss_cls.use_sigmoid")
+
+
+def _check_type(name: str, part: Any, kinds: tuple[type, ...]) -> None:
+    if part is not None and type(part) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(
+            f"there is no export of a {type(part).__name__} as {name}, only of {expected}: give another model, or "
+            "--part backbone"
+        )
+
+
+def build(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the module from images to detections, and the names of its outputs."""
+    check(model)
+    if isinstance(model, MaskRCNN):
+        return TwoStage(model), ("dets", "labels", "masks")
+    return OneStage(model), ("dets", "labels")
+
+
+def build_network(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the module from images to the maps of the dense head, and the names of its outputs."""
+    check(model)
+    two_stages = isinstance(model, MaskRCNN)
+    levels = range(len((model.rpn_head if two_stages else model.bbox_head).prior_generator.strides))
+    kinds = ("rpn_cls_score", "rpn_bbox_pred") if two_stages else ("cls_score", "bbox_pred")
+    names = [f"{kind}_{level}" for kind in kinds for level in levels]
+    return Network(model), (*(f"p{level + 2}" for level in levels if two_stages), *names)
+
+
+class Network(nn.Module):
+    """Images to the maps of the dense head; of a two-stage detector, after the pyramid's maps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, size: Size) -> tuple[Tensor, ...]:
+        maps = self.model.extract_feat(images)
+        two_stages = hasattr(self.model, "roi_head")
+        scores, deltas = (self.model.rpn_head if two_stages else self.model.bbox_head)(maps)
+        return (*(maps if two_stages else ()), *scores, *deltas)
+
+
+class OneStage(nn.Module):
+    """RetinaNet: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """``size`` is the height and width without padding."""
+        head = self.model.bbox_head
+        scores, deltas = head(self.model.extract_feat(images))
+        settings = head.test_cfg
+        levels = [
+            _level(head, number, *maps, settings.get("nms_pre", -1))
+            for number, maps in enumerate(zip(scores, deltas, strict=True))
+        ]
+        scores, labels, deltas, anchors = join(levels)
+        boxes = decode(head.bbox_coder, anchors, deltas, size)
+        return suppress(boxes, scores, labels, labels, settings, settings.get("score_thr", 0))
+
+
+def _level(head: AnchorHead, number: int, scores: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Return the candidates of a level: scores, labels (B, N) and deltas, anchors (B, N, 4), the highest scores first.
+
+    A candidate is an anchor with a class. Those with the highest scores belong to the anchors whose best class has the
+    highest scores, so few anchors need be looked at in full.
+    """
+    anchors = head.prior_generator.single_level_grid_priors(scores.shape[-2:], number, scores.dtype, scores.device)
+    logits, deltas = by_anchor(scores, head.cls_out_channels), by_anchor(deltas, 4)
+    highest, rows = top(logits.amax(-1), most)
+    missing = highest == -torch.inf
+    rows = rows.clamp(max=logits.shape[1] - 1)
+    logits = torch.where(missing.unsqueeze(-1), -torch.inf, gather(logits, rows))
+    best, numbers = top(logits.flatten(1), most)
+    rows = rows.gather(1, numbers // head.cls_out_channels)
+    scores = torch.where(best == -torch.inf, DROPPED, best.sigmoid())
+    return scores, numbers % head.cls_out_channels, gather(deltas, rows), anchors[rows]
+
+
+class TwoStage(nn.Module):
+    """Mask R-CNN: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K), ``masks``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+        """``size`` is the height and width without padding, and of the masks."""
+        maps = self.model.extract_feat(images)
+        proposals, found = self._propose(maps, size)
+        head = self.model.roi_head
+        features = _extract(head.bbox_roi_extractor, maps, proposals)
+        logits, deltas = head.bbox_head(features)
+        batch, count = found.shape
+        classes = head.bbox_head.num_classes
+        scores = logits.softmax(-1)[:, :classes].reshape(batch, count, classes)
+        scores = torch.where(found.unsqueeze(-1), scores, DROPPED)
+        boxes = decode(
+            head.bbox_head.bbox_coder, proposals.unsqueeze(2), deltas.reshape(batch, count, -1, 4), size
+        ).expand(-1, -1, classes, -1)
+        labels = torch.arange(classes, device=images.device).expand(batch, count, classes).flatten(1)
+        settings = head.test_cfg
+        dets, labels = suppress(boxes.flatten(1, 2), scores.flatten(1), labels, labels, settings, settings["score_thr"])
+        return dets, labels, self._masks(maps, dets[..., :4], labels, size)
+
+    def _propose(self, maps: tuple[Tensor, ...], size: Size) -> tuple[Tensor, Tensor]:
+        """Return proposals (B, P, 4), and which are none but padding (B, P)."""
+        head = self.model.rpn_head
+        scores, deltas = head(maps)
+        settings = head.test_cfg
+        levels = []
+        for number, level in enumerate(zip(scores, deltas, strict=True)):
+            best, _, *regions = _level(head, number, *level, settings.get("nms_pre", -1))
+            levels.append((best, torch.full_like(best, number, dtype=torch.int64), *regions))
+        scores, numbers, deltas, anchors = join(levels)
+        boxes = decode(head.bbox_coder, anchors, deltas, size)
+        dets, labels = suppress(boxes, scores, numbers, torch.zeros_like(numbers), settings, DROPPED / 2)
+        return dets[..., :4], labels >= 0
+
+    def _masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
+        """Return the masks (B, K, H, W), bool, of boxes (B, K, 4)."""
+        head = self.model.roi_head
+        masks = head.mask_head(_extract(head.mask_roi_extractor, maps, boxes))
+        masks = masks.unflatten(0, labels.shape)  # (B, K, classes, M, M)
+        if head.mask_head.class_agnostic:
+            masks = masks[:, :, 0]
+        else:
+            chosen = labels.clamp(min=0)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
+            masks = masks.gather(2, chosen).squeeze(2)
+        drawn = paste(masks.sigmoid(), boxes, size) >= head.test_cfg["mask_thr_binary"]
+        return drawn & (labels >= 0)[..., None, None]
+
+
+def _extract(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    """Return the features of boxes (B, N, 4), each from the level for its size: (B · N, C, side, side)."""
+    batch, count = boxes.shape[:2]
+    images = torch.arange(batch, dtype=boxes.dtype, device=boxes.device)[:, None, None].expand(-1, count, 1)
+    rois = torch.cat((images, boxes), dim=-1).flatten(0, 1)
+    maps = maps[: extractor.num_inputs]
+    levels = extractor.map_roi_levels(rois, len(maps))
+    side = extractor.roi_layers[0].output_size[0]
+    out = rois.new_zeros((batch * count, extractor.out_channels, side, side))
+    for number, (features, layer) in enumerate(zip(maps, extractor.roi_layers, strict=True)):
+        rows = (levels == number).nonzero()[:, 0]
+        part = roi_align(features, rois[rows], side, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        out = out.index_put((rows,), part)
+    return out
