@@ -63,7 +63,8 @@ setup(
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
         "data": requirements("data"),
+        "onnx": requirements("onnx"),
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
-        "test": [*requirements("test"), *requirements("data"), *requirements("lint")],
+        "test": [*requirements("test"), *requirements("data"), *requirements("onnx"), *requirements("lint")],
     },
 )
