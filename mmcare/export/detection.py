@@ -47,7 +47,7 @@ def check(model: nn.Module) -> None:
     for name, (part, kind) in parts.items():
         _check_type(name, part, (kind,))
     for name, settings in stages.items():
-        kind = settings["nms"].get("type", "nms")
+        kind = (settings.get("nms") or {"type": None}).get("type", "nms")
         if kind != "nms":
             raise UserError(f'{name} has nms of the type {kind!r}, which no exported file computes: set it to "nms"')
     if not dense.use_sigmoid_cls:

@@ -63,7 +63,9 @@ def test_then_what_is_wrong_with_the_installation(broken, name):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["mmcare", "mmcare.cli", "mmcare.runs", "mmcare.data", "mmcare.benchmark"])
+@pytest.mark.parametrize(
+    "name", ["mmcare", "mmcare.cli", "mmcare.runs", "mmcare.data", "mmcare.benchmark", "mmcare.export"]
+)
 def test_a_room_that_command_lines_use_needs_nothing_heavy(broken, name):
     done = broken("-c", f"import {name}")
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,7 +27,7 @@ def parse_args() -> Namespace:
     add_shape(parser)
     parser.add_argument("--batch", type=int, default=1, help="number of images (default: 1)")
     parser.add_argument("--dynamic", action="store_true", help="take any number and size of images instead")
-    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 18)")
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="file to write (default: work_dirs/export/<config's name>.onnx)"
     )

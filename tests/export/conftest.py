@@ -1,0 +1,143 @@
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from helpers import CONFIGS, TINY, shake
+from mmengine.config import Config
+from mmengine.model import initialize
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmcare import Predictor
+from mmcare.export import export
+
+BACKBONES = {
+    "care": (f'type="mmcare.CARE", arch=dict({TINY}, _delete_=True)', (32, 32, 64, 128)),
+    "casvit": (
+        'type="mmcare.CASViT", arch=dict(depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), _delete_=True)',
+        (8, 16, 24, 32),
+    ),
+}
+HEADS = {
+    "retinanet": (
+        "detection",
+        "neck=dict(in_channels={widths}, out_channels=32),"
+        "bbox_head=dict(num_classes=5, in_channels=32, feat_channels=32, stacked_convs=1),"
+        "test_cfg=dict(nms_pre=200, max_per_img=150),",
+    ),
+    "mask_rcnn": (
+        "detection",
+        "neck=dict(in_channels={widths}, out_channels=32),"
+        "rpn_head=dict(in_channels=32, feat_channels=32),"
+        "roi_head=dict("
+        "    bbox_roi_extractor=dict(out_channels=32),"
+        "    bbox_head=dict(in_channels=32, fc_out_channels=32, num_classes=5),"
+        "    mask_roi_extractor=dict(out_channels=32),"
+        "    mask_head=dict(in_channels=32, conv_out_channels=32, num_convs=1, num_classes=5),"
+        "),"
+        "test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=80), rcnn=dict(max_per_img=30)),",
+    ),
+    "semantic_fpn": (
+        "segmentation",
+        "neck=dict(in_channels={widths}, out_channels=32),"
+        "decode_head=dict(in_channels=[32, 32, 32, 32], channels=16, num_classes=5),",
+    ),
+    "upernet": (
+        "segmentation",
+        "decode_head=dict(in_channels={widths}, channels=16, num_classes=5),"
+        "auxiliary_head=dict(in_channels={widths}[2], channels=16, num_classes=5),",
+    ),
+}
+
+
+class Exported:
+    """A tiny model with a head of its own for each name, and its files."""
+
+    def __init__(self, folder, family, head):
+        self.task, parts = HEADS[head]
+        backbone, widths = BACKBONES[family]
+        self.config, self.checkpoint, self.folder = folder / f"{head}.py", folder / f"{head}.pth", folder
+        base = CONFIGS / self.task / f"{head}_{family}_{'s1' if family == 'care' else 'm'}.py"
+        model = f"dict(backbone=dict({backbone}), {parts.format(widths=list(widths))})"
+        self.config.write_text(f'_base_ = ["{base}"]\nmodel = {model}\n')
+        _write_weights(self.config, self.checkpoint)
+        self.model = Predictor(self.config, self.checkpoint, device="cpu", fast=False).model
+
+    def export(self, name, **options):
+        return export(str(self.config), self.checkpoint, self.folder / name, **options)
+
+    def predict(self, images):
+        """Return what MMDetection or MMSegmentation predicts for images (B, 3, H, W), RGB."""
+        if self.task == "detection":
+            from mmdet.structures import DetDataSample as Sample
+        else:
+            from mmseg.structures import SegDataSample as Sample
+        size = tuple(images.shape[2:])
+        meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+        samples = [Sample(metainfo=meta) for _ in images]
+        with torch.no_grad():
+            return self.model.test_step({"inputs": list(images.flip(1)), "data_samples": samples})
+
+
+def _write_weights(config, checkpoint):
+    """Write a checkpoint whose heads find something in noise."""
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    initialize(model.backbone, model.backbone.init_cfg)
+    shake(model)
+    spread = {"retina_cls": 0.05, "retina_reg": 0.1, "rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.3, "fc_reg": 0.3}
+    for name, module in model.named_modules():
+        if (deviation := spread.get(name.rpartition(".")[2])) is not None:
+            nn.init.normal_(module.weight, 0, deviation)
+    if hasattr(model, "bbox_head"):
+        nn.init.normal_(model.bbox_head.retina_cls.bias, -4, 0.5)
+    meta = {"dataset_meta": {"classes": tuple("abcde")}}
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Return a function from a family and a head to :class:`Exported`."""
+    made = {}
+
+    def exported(family, head):
+        if (family, head) not in made:
+            made[family, head] = Exported(tmp_path_factory.mktemp(head), family, head)
+        return made[family, head]
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Return a function that runs an ONNX file on images (B, 3, H, W), and returns its outputs by name."""
+
+    def run(path, images):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(names, {"input": images.numpy().astype(np.float32)})
+        return SimpleNamespace(**dict(zip(names, map(torch.from_numpy, values), strict=True)), names=names)
+
+    return run
+
+
+@pytest.fixture
+def pictures():
+    """Return a function that makes pictures (B, 3, H, W), RGB, uint8: squares in noise."""
+
+    def pictures(batch, height, width):
+        generator = torch.Generator().manual_seed(height + width)
+        noise = torch.randint(0, 256, (batch, 3, height, width), generator=generator, dtype=torch.uint8)
+        for number, picture in enumerate(noise):
+            side = 12 + 8 * number
+            picture[:, 10 : 10 + side, 20 : 20 + side] = torch.tensor([200, 40 * number, 90])[:, None, None]
+        return noise
+
+    return pictures
