@@ -50,6 +50,11 @@ def check(model: nn.Module) -> None:
         kind = (settings.get("nms") or {"type": None}).get("type", "nms")
         if kind != "nms":
             raise UserError(f'{name} has nms of the type {kind!r}, which no exported file computes: set it to "nms"')
+        if settings.get("max_per_img", -1) < 1:
+            raise UserError(
+                f"{name}.max_per_img is {settings.get('max_per_img')}, but an exported file returns a fixed number of "
+                "boxes: set it to that number"
+            )
     if not dense.use_sigmoid_cls:
         raise UserError("there is no export of a head whose classes exclude each other: set loss_cls.use_sigmoid")
 
