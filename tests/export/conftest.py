@@ -58,6 +58,8 @@ class Exported:
     def __init__(self, folder, family, head):
         self.task, parts = HEADS[head]
         backbone, widths = BACKBONES[family]
+        if (family, head) == ("casvit", "retinanet"):  # these configs use three maps
+            widths = widths[1:]
         self.config, self.checkpoint, self.folder = folder / f"{head}.py", folder / f"{head}.pth", folder
         base = CONFIGS / self.task / f"{head}_{family}_{'s1' if family == 'care' else 'm'}.py"
         model = f"dict(backbone=dict({backbone}), {parts.format(widths=list(widths))})"
