@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..errors import UserError
 from ..runs import is_first_process
+from ..runtime import FileError
 
 PATIENCE_SECONDS = 15
 """Time for which the processes of a distributed run wait for the first one to report an error."""
@@ -27,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if not is_first_process():
             time.sleep(PATIENCE_SECONDS)
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError | FileError):
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -40,7 +41,7 @@ def _disconnect() -> None:
         distributed.destroy_process_group()
 
 
-def _sentence(error: UserError) -> str:
+def _sentence(error: UserError | FileError) -> str:
     """Return an error's message. In an error from a dataloader's worker it follows the worker's stack trace."""
     kind = type(error)
     return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].rstrip()
