@@ -74,6 +74,6 @@ def export(
     from .preparation import prepare
 
     trained = Predictor(config, checkpoint, device="cpu", fast=False)
-    prepared = prepare(trained.model, trained.task, part, chosen.fast, shape or SHAPES[trained.task], batch, dynamic)
+    prepared = prepare(trained.model, trained.task, part, chosen.form, shape or SHAPES[trained.task], batch, dynamic)
     write_file(path, chosen.load().convert(prepared, opset or chosen.opset))
     return path

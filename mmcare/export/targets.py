@@ -24,7 +24,7 @@ class Target:
         needs: the packages that are imported to write a file.
         opsets: the lowest and the highest version of ONNX's operators; None if it has no versions.
         opset: the version by default.
-        fast: whether the runtime computes the fast form of a backbone faster than the trained one.
+        form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
     """
 
     module: str
@@ -33,7 +33,7 @@ class Target:
     needs: tuple[str, ...]
     opsets: tuple[int, int] | None
     opset: int | None
-    fast: bool
+    form: str
 
     def load(self) -> ModuleType:
         """Import the module of the target."""
@@ -41,9 +41,11 @@ class Target:
 
 
 TARGETS = {
-    "onnx": Target("mmcare.export.onnx", ".onnx", "onnx", ("onnx", "onnxscript"), opsets=(18, 21), opset=20, fast=False)
+    "onnx": Target(
+        "mmcare.export.onnx", ".onnx", "onnx", ("onnx", "onnxscript"), opsets=(18, 21), opset=20, form="plain"
+    ),
 }
-"""The targets by name. ``fast`` was measured: see docs/export.md."""
+"""The targets by name. ``form`` was measured: see docs/export.md."""
 
 
 def check_options(name: str, part: str, opset: int | None) -> Target:
