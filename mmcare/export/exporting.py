@@ -86,7 +86,7 @@ def export(
     from .preparation import prepare
 
     trained = Predictor(config, checkpoint, device="cpu", fast=False)
-    prepared = prepare(trained.model, trained.task, part, chosen.fast, shape or SHAPES[trained.task], batch, dynamic)
+    prepared = prepare(trained.model, trained.task, part, chosen.form, shape or SHAPES[trained.task], batch, dynamic)
     opset = opset or chosen.opset
     warning = None
     if quantize is None:

@@ -45,7 +45,7 @@ class Target:
         needs: the packages that are imported to write a file.
         opsets: the lowest and the highest version of ONNX's operators; None if it has no versions.
         opset: the version by default.
-        fast: whether the runtime computes the fast form of a backbone faster than the trained one.
+        form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
         beside: the endings of further files of the same name, which belong to a file.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
@@ -56,7 +56,7 @@ class Target:
     needs: tuple[str, ...]
     opsets: tuple[int, int] | None
     opset: int | None
-    fast: bool
+    form: str
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ TARGETS = {
         ("onnx", "onnxscript"),
         opsets=(18, 21),
         opset=20,
-        fast=False,
+        form="plain",
         quantizers={"fp16": Quantizer("mmcare.export.quantization.half", calibrated=False)},
     ),
     "openvino": Target(
@@ -83,12 +83,12 @@ TARGETS = {
         ("onnx", "onnxscript", "openvino"),
         opsets=None,
         opset=None,
-        fast=True,
+        form="fast",
         beside=(".bin",),
         quantizers={"fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False)},
     ),
 }
-"""The targets by name. ``fast`` was measured: see docs/export.md."""
+"""The targets by name. ``form`` was measured: see docs/export.md."""
 
 
 def check_options(

@@ -3,29 +3,21 @@
 from types import SimpleNamespace
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from test_onnx import assert_same
 
+from mmcare.runtime.sessions import open_session
 
-@pytest.fixture(scope="module")
-def compute():
-    """Return a function that runs an OpenVINO file on images (B, 3, H, W), and returns its outputs by name."""
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
-    def compute(path, images):
-        compiled = core.compile_model(path, "CPU", settings)
-        found = compiled({"input": images.numpy().astype(np.float32)})
-        values = {output.any_name: torch.from_numpy(value) for output, value in found.items()}
-        return SimpleNamespace(**values, names=list(values))
-
-    return compute
+def compute(path, images):
+    """Run a file on images (B, 3, H, W) in float32, and return its outputs by name."""
+    values = open_session(path, threads=1, precision=None).run(images.numpy().astype(np.float32))
+    return SimpleNamespace(**{name: torch.from_numpy(value) for name, value in values.items()}, names=list(values))
 
 
 @pytest.mark.parametrize(("family", "head"), [("care", "mask_rcnn"), ("casvit", "upernet")])
-def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(exported, compute, pictures, family, head):
+def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(exported, pictures, family, head):
     model = exported(family, head)
     path = model.export("dynamic.xml", target="openvino", dynamic=True)
     for batch, height, width in ((1, 64, 64), (2, 97, 130)):
@@ -34,7 +26,7 @@ def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(export
 
 
 @pytest.mark.parametrize(("family", "head"), [("casvit", "retinanet"), ("care", "semantic_fpn")])
-def test_a_file_of_a_fixed_size_equals_the_model(exported, compute, pictures, family, head):
+def test_a_file_of_a_fixed_size_equals_the_model(exported, pictures, family, head):
     model = exported(family, head)
     path = model.export("fixed.xml", target="openvino", shape=(90, 128), batch=2)
     images = pictures(2, 90, 128)
