@@ -22,7 +22,7 @@ import mmcare
 from mmcare.export import check_options
 from mmcare.export.preparation import INPUT, prepare
 
-FORMS = {"as trained": False, "fast form": True}
+FORMS = ("plain", "fast")
 OPSETS = (18, 20)
 CALLS = 4
 
@@ -49,8 +49,8 @@ def convert(config: str, side: int) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the file of each form and opset, with random weights."""
     target = check_options("onnx", "backbone", None)
     for opset in OPSETS:
-        for form, fast in FORMS.items():
-            prepared = prepare(build(config), "detection", "backbone", fast, (side, side))
+        for form in FORMS:
+            prepared = prepare(build(config), "detection", "backbone", form, (side, side))
             yield f"{form}, opset {opset}", target.load().convert(prepared, opset)
 
 

@@ -12,8 +12,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..fast import reparameterize
-from ..models import MIN_SIZE, PyramidBackbone
+from ..models import MIN_SIZE
+from .forms import backbones, to_form
 
 INPUT = "input"
 """The name of the input, as mmdeploy has it."""
@@ -32,12 +32,14 @@ class Prepared:
         images: an example of its input.
         outputs: the names of its outputs.
         dynamic: whether the file takes other B, H and W than those of the example.
+        form: the form of the backbone, one of :data:`.forms.FORMS`.
     """
 
     module: nn.Module
     images: Tensor
     outputs: tuple[str, ...]
     dynamic: bool
+    form: str
 
 
 class FromPictures(nn.Module):
@@ -82,7 +84,7 @@ def prepare(
     model: nn.Module,
     task: str,
     part: str = "model",
-    fast: bool = False,
+    form: str = "plain",
     shape: tuple[int, int] = (512, 512),
     batch: int = 1,
     dynamic: bool = False,
@@ -93,7 +95,7 @@ def prepare(
         model: the detector or segmentor, which is changed.
         task: "detection" or "segmentation".
         part: one of :data:`mmcare.export.PARTS`.
-        fast: whether to export the fast form of the backbone.
+        form: the form of the backbone, one of :data:`.forms.FORMS`; one that is not ours stays plain.
         shape: height and width of the images.
         batch: number of images.
         dynamic: whether the file takes any number and size of images, instead.
@@ -103,9 +105,9 @@ def prepare(
     """
     if min(shape) < MIN_SIZE:
         raise UserError(f"images of {shape[0]}×{shape[1]} are too small: give --shape with sides of {MIN_SIZE} or more")
-    ours = any(isinstance(module, PyramidBackbone) for module in model.modules())
-    model = reparameterize(model) if fast and ours else revert_sync_batchnorm(model)
-    model.eval().requires_grad_(False)
+    if not backbones(model):
+        form = "plain"
+    model = to_form(revert_sync_batchnorm(model).eval().requires_grad_(False), form)
     if part == "backbone":
         compute, outputs = _Backbone(model.backbone), _names(model.backbone)
     else:
@@ -116,7 +118,7 @@ def prepare(
     if dynamic:
         batch, shape = 3, TRACED
     images = torch.rand((batch, 3, *shape), generator=generator) * 255
-    return Prepared(module, images, outputs, dynamic)
+    return Prepared(module, images, outputs, dynamic, form)
 
 
 def _names(backbone: nn.Module) -> tuple[str, ...]:

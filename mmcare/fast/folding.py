@@ -80,6 +80,24 @@ def fold_chain(layers: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(OrderedDict(kept))
 
 
+def fold_norms(layers: nn.Sequential) -> None:
+    """Fold the batch norms of a sequence into the convolutions beside them, in place; others stay.
+
+    An identity takes the place of a norm that was folded.
+    """
+    neighbours = [None, *layers, None]
+    for number, (last, norm, following) in enumerate(zip(neighbours, layers, neighbours[2:], strict=False)):
+        if not is_foldable(norm):
+            continue
+        if is_plain_conv(last):
+            fold_norm_after(last, norm)
+        elif _has_no_border(following) and following.groups == 1:
+            fold_norm_before(norm, following)
+        else:
+            continue
+        layers[number] = nn.Identity()
+
+
 def _has_no_border(layer: nn.Module) -> bool:
     return is_plain_conv(layer) and not any(layer.padding)
 

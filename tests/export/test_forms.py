@@ -1,0 +1,24 @@
+"""The forms of a backbone compute the same maps as the trained one."""
+
+import pytest
+import torch
+from helpers import relative_error
+
+from mmcare import Predictor
+from mmcare.export.forms import FORMS
+from mmcare.export.preparation import prepare
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["care", "casvit"])
+def test_a_form_computes_what_the_trained_backbone_computes(exported, pictures, family, form):
+    model = exported(family, "semantic_fpn")
+    trained, images = model.model, pictures(2, 70, 96)
+    data = trained.data_preprocessor({"inputs": list(images.flip(1)), "data_samples": [None, None]})
+    prepared = prepare(Predictor(model.config, model.checkpoint, fast=False).model, "segmentation", "backbone", form)
+    assert (prepared.form, prepared.outputs) == (form, ("c2", "c3", "c4", "c5"))
+    with torch.no_grad():
+        wanted = trained.backbone(data["inputs"])
+        found = prepared.module(images.float())
+    for name, map_, trained_map in zip(prepared.outputs, found, wanted, strict=True):
+        assert relative_error(map_, trained_map) < 1e-5, name
