@@ -9,6 +9,7 @@ from typing import Any
 
 _EXPORTS = {
     "Certificate": "certificate",
+    "Check": "verifying",
     "ENDINGS": "sessions",
     "ExportedFile": "opening",
     "FileError": "errors",
@@ -29,6 +30,9 @@ _EXPORTS = {
     "open_file": "opening",
     "record_probe": "probe",
     "read_certificate": "certificate",
+    "require": "verifying",
+    "show": "verifying",
+    "verify": "verifying",
 }
 
 __all__ = list(_EXPORTS)

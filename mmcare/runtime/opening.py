@@ -19,11 +19,12 @@ class ExportedFile:
     Attributes:
         path: its path.
         certificate: what it says of itself.
+        contents: what was read of it.
         takes: its number of images, their height and their width; None for what is free.
     """
 
-    def __init__(self, path: Path, certificate: Certificate, session: Session) -> None:
-        self.path, self.certificate = path, certificate
+    def __init__(self, path: Path, certificate: Certificate, contents: Contents, session: Session) -> None:
+        self.path, self.certificate, self.contents = path, certificate, contents
         batch, _, height, width = certificate.input.shape
         self.takes = (batch, height, width)
         self._session = session
@@ -70,12 +71,14 @@ def open_file(path: str | Path, threads: int | None = None, precision: str | Non
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise FileError(f"{path} is not an exported file that runs here: give one that ends in {', '.join(ENDINGS)}")
+    if threads is not None and threads < 1:
+        raise FileError(f"{path} cannot run with {threads} threads: give 1 or more")
     if not path.is_file():
         raise FileError(f"there is no file {path}: give an exported file")
     contents = check_file(path)
     certificate = certificate_of(path)
     _check_contents(path, contents, certificate)
-    return ExportedFile(path, certificate, open_session(path, threads, precision))
+    return ExportedFile(path, certificate, contents, open_session(path, threads, precision))
 
 
 def _check_contents(path: Path, contents: Contents, certificate: Certificate) -> None:

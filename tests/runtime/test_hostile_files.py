@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mmcare import runtime
-from mmcare.runtime import checks, sessions
+from mmcare.runtime import checks
 
 
 @pytest.fixture
@@ -209,14 +209,12 @@ def test_what_an_openvino_file_holds_is_read(tmp_path):
         ("<dim>8</dim>", "<dim>99999999999</dim>", "has a tensor 'of a port' of 1×3×99999999999×99999999999 values"),
     ],
 )
-def test_an_openvino_file_that_no_export_makes_is_refused(tmp_path, refused, no_runtime, monkeypatch, old, new, reason):
-    monkeypatch.setitem(sessions.ENDINGS, ".xml", sessions.Runtime("openvino", "openvino", "openvino"))
+def test_an_openvino_file_that_no_export_makes_is_refused(tmp_path, refused, no_runtime, old, new, reason):
     path = openvino(tmp_path, XML.replace(old, new))
     assert refused(path).startswith(f"{path} {reason}")
 
 
-def test_the_weights_of_an_openvino_file_lie_beside_it(tmp_path, refused, no_runtime, monkeypatch):
-    monkeypatch.setitem(sessions.ENDINGS, ".xml", sessions.Runtime("openvino", "openvino", "openvino"))
+def test_the_weights_of_an_openvino_file_lie_beside_it(tmp_path, refused, no_runtime):
     path = openvino(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"\1" * 24)
     assert refused(path) == (
