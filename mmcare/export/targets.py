@@ -48,6 +48,8 @@ class Target:
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
         beside: the endings of further files of the same name, which belong to a file.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
+        detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
+            detector has them in plain tensor operations.
     """
 
     module: str
@@ -59,6 +61,7 @@ class Target:
     form: str
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
+    detection_operators: bool = True
 
     def load(self) -> ModuleType:
         """Import the module of the target."""
