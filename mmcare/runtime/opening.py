@@ -8,6 +8,7 @@ import numpy as np
 
 from .attaching import certificate_of
 from .certificate import Certificate
+from .checks import Contents, check_file
 from .errors import FileError
 from .sessions import ENDINGS, Session, open_session
 
@@ -71,8 +72,28 @@ def open_file(path: str | Path, threads: int | None = None, precision: str | Non
         raise FileError(f"{path} is not an exported file that runs here: give one that ends in {', '.join(ENDINGS)}")
     if not path.is_file():
         raise FileError(f"there is no file {path}: give an exported file")
+    contents = check_file(path)
     certificate = certificate_of(path)
+    _check_contents(path, contents, certificate)
     return ExportedFile(path, certificate, open_session(path, threads, precision))
+
+
+def _check_contents(path: Path, contents: Contents, certificate: Certificate) -> None:
+    """Raise FileError if a file takes or returns something else than its certificate says."""
+    wanted = certificate.input.shape
+    if contents.inputs is not None and list(contents.inputs.values()) != [wanted]:
+        found = " and ".join(f"{name} {_show(shape)}" for name, shape in contents.inputs.items()) or "nothing"
+        raise FileError(f"{path} takes {found}, but its certificate says {_show(wanted)}: export the model again")
+    names = {output.name for output in certificate.outputs}
+    if contents.outputs is not None and set(contents.outputs) != names:
+        raise FileError(
+            f"{path} returns {', '.join(contents.outputs)}, but its certificate says {', '.join(sorted(names))}: "
+            "export the model again"
+        )
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
 def _describe(sizes: tuple[int | None, ...]) -> str:
