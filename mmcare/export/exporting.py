@@ -74,6 +74,15 @@ def export(
     from .preparation import prepare
 
     trained = Predictor(config, checkpoint, device="cpu", fast=False)
-    prepared = prepare(trained.model, trained.task, part, chosen.form, shape or SHAPES[trained.task], batch, dynamic)
+    prepared = prepare(
+        trained.model,
+        trained.task,
+        part,
+        chosen.form,
+        shape or SHAPES[trained.task],
+        batch,
+        dynamic,
+        chosen.detection_operators,
+    )
     write_file(path, chosen.load().convert(prepared, opset or chosen.opset))
     return path
