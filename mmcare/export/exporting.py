@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files import write_file
 from ..stack import check_stack
+from .quantization import SlowerWarning
 from .targets import check_options
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ def export(
     batch: int = 1,
     dynamic: bool = False,
     opset: int | None = None,
+    quantize: str | None = None,
+    calibration: str | Path | None = None,
+    max_images: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a trained model as a file for another runtime.
@@ -49,6 +54,9 @@ def export(
         batch: number of images.
         dynamic: whether the file takes any number and size of images, from 32×32, instead.
         opset: version of ONNX's operators; by default the target's.
+        quantize: smaller numbers, "fp16" or "int8", where the target has them; see docs/quantization.md.
+        calibration: a folder of pictures to take the ranges of int8 from.
+        max_images: most pictures that are taken from it; 100 by default.
         overwrite: replace a file that is there already.
 
     Returns:
@@ -56,15 +64,19 @@ def export(
 
     Raises:
         UserError: the arguments cannot be used, a package is missing, or the file cannot be written.
+
+    Warns:
+        SlowerWarning: the file has smaller numbers and is not faster for it on this machine.
     """
-    chosen = check_options(target, part, opset)
+    chosen = check_options(target, part, opset, quantize, calibration)
     path = Path(path)
     if path.suffix.lower() != chosen.ending:
         raise UserError(f"{path} does not end in {chosen.ending}: give another name with -o")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give another name with -o")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: add --overwrite to replace it, or give another name with -o")
+    there = [file for ending in (chosen.ending, *chosen.beside) if (file := path.with_suffix(ending)).exists()]
+    if there and not overwrite:
+        raise UserError(f"{there[0]} exists: add --overwrite to replace it, or give another name with -o")
     if dynamic and (shape or batch != 1):
         raise UserError("a dynamic file takes any number and size of images: omit --shape and --batch, or --dynamic")
     if batch < 1:
@@ -84,5 +96,22 @@ def export(
         dynamic,
         chosen.detection_operators,
     )
-    write_file(path, chosen.load().convert(prepared, opset or chosen.opset))
+    opset = opset or chosen.opset
+    warning = None
+    if quantize is None:
+        content = chosen.load().convert(prepared, opset)
+    else:
+        from .quantization.calibration import DEFAULT_IMAGES, read_pictures
+
+        pictures = None
+        if calibration is not None:
+            most = DEFAULT_IMAGES if max_images is None else max_images
+            pictures = read_pictures(calibration, trained.transforms, prepared, most)
+        quantized = chosen.quantizers[quantize].load().quantize(prepared, opset, pictures)
+        content, warning = quantized.content, quantized.warning
+    files = content if isinstance(content, dict) else {chosen.ending: content}
+    for ending in sorted(files, key=chosen.ending.__eq__):  # the file that is opened comes last
+        write_file(path.with_suffix(ending), files[ending])
+    if warning:
+        warnings.warn(warning, SlowerWarning, stacklevel=2)
     return path

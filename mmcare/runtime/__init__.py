@@ -21,7 +21,10 @@ _EXPORTS = {
     "OutputError": "certificate",
     "Resizing": "certificate",
     "attach_certificate": "attaching",
+    "compare_probe": "probe",
+    "draw_probe": "probe",
     "open_file": "opening",
+    "record_probe": "probe",
     "read_certificate": "certificate",
 }
 

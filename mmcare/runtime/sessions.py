@@ -53,6 +53,7 @@ class Runtime:
 
 ENDINGS = {
     ".onnx": Runtime("onnx", "onnxruntime", "onnxruntime"),
+    ".xml": Runtime("openvino", "openvino", "openvino"),
 }
 """The runtimes by the ending of a file's name."""
 

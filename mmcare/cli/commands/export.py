@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
-from ...export import PARTS, TARGETS, check_options, export
+from ...export import PARTS, TARGETS, SlowerWarning, check_options, export
 from ...runs import load_config
 from ...stack import check_stack
 from .. import Parser, add_cfg_options, add_shape, parse_cfg_options
+
+NOT_FASTER = 3
+"""Exit status for a file that was written, but is not faster for its smaller numbers."""
 
 
 def parse_args() -> Namespace:
@@ -29,7 +34,17 @@ def parse_args() -> Namespace:
     parser.add_argument("--dynamic", action="store_true", help="take any number and size of images instead")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="file to write (default: work_dirs/export/<config's name>.onnx)"
+        "--quantize",
+        metavar="NUMBERS",
+        help="fp16 or int8, where the format has them: smaller numbers up to the maps of the heads; "
+        "docs/quantization.md has what that costs",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="pictures like those to be predicted, for the ranges of int8"
+    )
+    parser.add_argument("--max-images", type=int, metavar="N", help="most pictures of the calibration (default: 100)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="file to write (default: in work_dirs/export, after the config)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
     add_cfg_options(parser)
@@ -38,21 +53,34 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    target = check_options(args.format, args.part, args.opset)
+    target = check_options(args.format, args.part, args.opset, args.quantize, args.calibration)
     part = "" if args.part == PARTS[0] else f"_{args.part}"
-    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{target.ending}"
+    numbers = f"_{args.quantize}" if args.quantize else ""
+    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{numbers}{target.ending}"
     check_stack()
     cfg = load_config(args.config, ("model",), cfg_options=parse_cfg_options(args.cfg_options))
-    export(
-        cfg,
-        args.checkpoint,
-        path,
-        target=args.format,
-        part=args.part,
-        shape=args.shape,
-        batch=args.batch,
-        dynamic=args.dynamic,
-        opset=args.opset,
-        overwrite=args.overwrite,
-    )
+    slower = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowerWarning)  # it comes when the file is there
+        try:
+            export(
+                cfg,
+                args.checkpoint,
+                path,
+                target=args.format,
+                part=args.part,
+                shape=args.shape,
+                batch=args.batch,
+                dynamic=args.dynamic,
+                opset=args.opset,
+                quantize=args.quantize,
+                calibration=args.calibration,
+                max_images=args.max_images,
+                overwrite=args.overwrite,
+            )
+        except SlowerWarning as warning:
+            slower = warning
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    if slower:
+        print(f"warning: {slower}", file=sys.stderr)
+        sys.exit(NOT_FASTER)
