@@ -208,10 +208,10 @@ def _weights(start: Tensor, extent: Tensor, size: Tensor, pixels: int, cells: in
     step = cell / number.clamp(min=1)
     begin = start + torch.arange(cells, dtype=start.dtype, device=start.device) * cell
     line = torch.arange(pixels, dtype=start.dtype, device=start.device).unsqueeze(1)
-    # Samples are more than half a pixel apart if there are several, so four or fewer are less than a pixel away.
+    # If a cell has three samples or more, they are over 2/3 of a pixel apart: three are less than a pixel from a line.
     nearest = 0.0 if samples else ((line - 1 - begin) / step.clamp(min=1e-9) - 0.5).ceil().clamp(min=0)
     total = torch.zeros_like(begin + line)
-    for offset in range(samples or 4):
+    for offset in range(samples or 3):
         sample = nearest + offset
         position = begin + (sample + 0.5) * step
         weight = torch.relu(1 - (torch.minimum(position.clamp(min=0), size - 1) - line).abs())

@@ -95,7 +95,7 @@ def regions(height, width, seed):
     half = torch.exp(torch.randn((count, 2), generator=generator) * 1.5 + 3)
     boxes = torch.cat((centre - half, centre + half), dim=1)
     boxes[20:, 0::2], boxes[20:, 1::2] = boxes[20:, 0::2].clamp(0, width), boxes[20:, 1::2].clamp(0, height)
-    boxes[-9:] = torch.tensor(
+    boxes[-8:] = torch.tensor(
         [
             [0, 0, 0, 0],
             [0, 0, width, height],
@@ -105,7 +105,6 @@ def regions(height, width, seed):
             [0, 9, width, 30],
             [5, 0, 5 + 111.9**2 / height, height],  # just of the lowest level, and as thin as such a region can be
             [0, 5, width, 5 + 111.9**2 / width],
-            [9, 9, 37.2, 37.2],  # cells a little larger than a pixel, so that their samples are half a pixel apart
         ]
     )
     return torch.cat((torch.randint(2, (count, 1), generator=generator), boxes), dim=1)
