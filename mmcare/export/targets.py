@@ -46,10 +46,10 @@ class Target:
         opsets: the lowest and the highest version of ONNX's operators; None if it has no versions.
         opset: the version by default.
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
-        beside: the endings of further files of the same name, which belong to a file.
-        quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
         detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
             detector has them in plain tensor operations.
+        beside: the endings of further files of the same name, which belong to a file.
+        quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
 
     module: str
@@ -59,9 +59,9 @@ class Target:
     opsets: tuple[int, int] | None
     opset: int | None
     form: str
+    detection_operators: bool = True
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
-    detection_operators: bool = True
 
     def load(self) -> ModuleType:
         """Import the module of the target."""
