@@ -86,7 +86,16 @@ def export(
     from .preparation import prepare
 
     trained = Predictor(config, checkpoint, device="cpu", fast=False)
-    prepared = prepare(trained.model, trained.task, part, chosen.form, shape or SHAPES[trained.task], batch, dynamic)
+    prepared = prepare(
+        trained.model,
+        trained.task,
+        part,
+        chosen.form,
+        shape or SHAPES[trained.task],
+        batch,
+        dynamic,
+        chosen.detection_operators,
+    )
     opset = opset or chosen.opset
     warning = None
     if quantize is None:
