@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmcare import Predictor
-from mmcare.export import export
+from mmcare.export import certification, export, exporting
 
 BACKBONES = {
     "care": (f'type="mmcare.CARE", arch=dict({TINY}, _delete_=True)', (32, 32, 64, 128)),
@@ -100,6 +100,16 @@ def _write_weights(config, checkpoint):
         nn.init.normal_(model.bbox_head.retina_cls.bias, -4, 0.5)
     meta = {"dataset_meta": {"classes": tuple("abcde")}}
     torch.save({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_measurements():
+    """Measure with few and small images."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exporting, "SHAPES", dict.fromkeys(exporting.SHAPES, (96, 128)))
+        monkeypatch.setattr(certification, "ROUNDS", (1, 1))
+        monkeypatch.setattr(certification, "SEEDS", (0,))
+        yield
 
 
 @pytest.fixture(scope="session")
