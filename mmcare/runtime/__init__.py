@@ -29,6 +29,8 @@ _EXPORTS = {
     "open_file": "opening",
     "record_probe": "probe",
     "read_certificate": "certificate",
+    "resize_labels": "resizing",
+    "resize_mask": "resizing",
 }
 
 __all__ = list(_EXPORTS)
