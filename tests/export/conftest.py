@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers import CONFIGS, TINY, shake
+from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.config import Config
 from mmengine.model import initialize
 from mmengine.registry import MODELS, DefaultScope
@@ -100,6 +101,9 @@ def _write_weights(config, checkpoint):
         model = MODELS.build(cfg.model)
     initialize(model.backbone, model.backbone.init_cfg)
     shake(model)
+    for stage in model.backbone.stages:
+        for scale in (module for module in stage.modules() if isinstance(module, LayerScale)):
+            scale.weight.data /= len(stage.blocks)  # or maps become very large, block by block
     spread = {"retina_cls": 0.05, "retina_reg": 0.1, "rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.3, "fc_reg": 0.3}
     for name, module in model.named_modules():
         if (deviation := spread.get(name.rpartition(".")[2])) is not None:
