@@ -51,7 +51,8 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	$(BIN)/python -m mmcare.stack
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/lint.txt setup.py \
+$(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
+    requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation -e .

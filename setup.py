@@ -64,7 +64,14 @@ setup(
         ],
         "data": requirements("data"),
         "onnx": requirements("onnx"),
+        "openvino": [*requirements("onnx"), *requirements("openvino")],
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
-        "test": [*requirements("test"), *requirements("data"), *requirements("onnx"), *requirements("lint")],
+        "test": [
+            *requirements("test"),
+            *requirements("data"),
+            *requirements("onnx"),
+            *requirements("openvino"),
+            *requirements("lint"),
+        ],
     },
 )

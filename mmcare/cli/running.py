@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
 
 from ..errors import UserError
 from ..runs import is_first_process
+from ..runtime import FileError
 
 PATIENCE_SECONDS = 15
 """Time for which the processes of a distributed run wait for the first one to report an error."""
@@ -27,20 +29,24 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if not is_first_process():
             time.sleep(PATIENCE_SECONDS)
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError | FileError):
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _disconnect() -> None:
-    """Close the connections that MMEngine leaves open, as gloo's threads may abort a process at exit."""
+    """Close the connections that MMEngine leaves open, as gloo's threads may abort a process at exit.
+
+    They end with the last reference to the group, and the wrapped model, which has one, is in reference cycles.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()
 
 
-def _sentence(error: UserError) -> str:
+def _sentence(error: UserError | FileError) -> str:
     """Return an error's message. In an error from a dataloader's worker it follows the worker's stack trace."""
     kind = type(error)
     return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].rstrip()

@@ -4,6 +4,7 @@ Importing this package is cheap: torch and a target's packages are imported when
 """
 
 from .exporting import export
+from .quantization import SlowerWarning
 from .targets import PARTS, TARGETS, check_options
 
-__all__ = ["PARTS", "TARGETS", "check_options", "export"]
+__all__ = ["PARTS", "TARGETS", "SlowerWarning", "check_options", "export"]

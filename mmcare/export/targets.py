@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -11,6 +12,26 @@ from ..errors import UserError, closest
 
 PARTS = ("model", "network", "backbone")
 """What of a model is exported: all of it, all up to the maps of its heads, or the backbone alone."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A way to smaller numbers.
+
+    Attributes:
+        module: dotted path of the module whose ``quantize(prepared, opset, pictures)`` takes the place of the target's
+            ``convert``, see :mod:`mmcare.export.quantization`.
+        calibrated: whether it takes ranges from calibration pictures.
+        needs: the packages that it imports besides the target's.
+    """
+
+    module: str
+    calibrated: bool
+    needs: tuple[str, ...] = ()
+
+    def load(self) -> ModuleType:
+        """Import the module of the quantizer."""
+        return import_module(self.module)
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,10 @@ class Target:
         opsets: the lowest and the highest version of ONNX's operators; None if it has no versions.
         opset: the version by default.
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
+        detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
+            detector has them in plain tensor operations.
+        beside: the endings of further files of the same name, which belong to a file.
+        quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
 
     module: str
@@ -34,6 +59,9 @@ class Target:
     opsets: tuple[int, int] | None
     opset: int | None
     form: str
+    detection_operators: bool = True
+    beside: tuple[str, ...] = ()
+    quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 
     def load(self) -> ModuleType:
         """Import the module of the target."""
@@ -42,24 +70,47 @@ class Target:
 
 TARGETS = {
     "onnx": Target(
-        "mmcare.export.onnx", ".onnx", "onnx", ("onnx", "onnxscript"), opsets=(18, 21), opset=20, form="plain"
+        "mmcare.export.onnx",
+        ".onnx",
+        "onnx",
+        ("onnx", "onnxscript"),
+        opsets=(18, 21),
+        opset=20,
+        form="plain",
+        quantizers={"fp16": Quantizer("mmcare.export.quantization.half", calibrated=False)},
+    ),
+    "openvino": Target(
+        "mmcare.export.openvino",
+        ".xml",
+        "openvino",
+        ("onnx", "onnxscript", "openvino"),
+        opsets=None,
+        opset=None,
+        form="fast",
+        beside=(".bin",),
+        quantizers={"fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False)},
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
 
-def check_options(name: str, part: str, opset: int | None) -> Target:
+def check_options(
+    name: str, part: str, opset: int | None, quantize: str | None = None, calibration: object = None
+) -> Target:
     """Return a target if its packages are installed and it takes the options; nothing is imported.
 
     Raises:
-        UserError: there is no such target or part, a package is missing, or the target has no such opset.
+        UserError: there is no such target or part, a package is missing, the target has no such opset or smaller
+            numbers, or calibration pictures are missing.
     """
     if name not in TARGETS:
         raise UserError(f"there is no format {name!r}: {closest(name, TARGETS, f'give one of {_list(TARGETS)}')}")
     if part not in PARTS:
         raise UserError(f"there is no part {part!r}: {closest(part, PARTS, f'give one of {_list(PARTS)}')}")
     target = TARGETS[name]
-    missing = [package for package in target.needs if find_spec(package) is None]
+    quantizer = _check_quantization(name, quantize, calibration)
+    needs = (*target.needs, *(quantizer.needs if quantizer else ()))
+    missing = [package for package in needs if find_spec(package) is None]
     if missing:
         raise UserError(
             f"exporting to {name} needs {' and '.join(missing)}: install what it needs with "
@@ -70,6 +121,28 @@ def check_options(name: str, part: str, opset: int | None) -> Target:
     if opset is not None and not target.opsets[0] <= opset <= target.opsets[1]:
         raise UserError(f"{name} files have an opset from {target.opsets[0]} to {target.opsets[1]}, not {opset}")
     return target
+
+
+def _check_quantization(name: str, quantize: str | None, calibration: object) -> Quantizer | None:
+    quantizers = TARGETS[name].quantizers
+    if quantize is None:
+        if calibration is not None:
+            raise UserError("--calibration has pictures for --quantize int8: add that, or omit them")
+        return None
+    if quantize not in quantizers:
+        if quantizers:
+            advice = closest(quantize, quantizers, f"give one of {_list(quantizers)}")
+            raise UserError(f"there are no {name} files with {quantize!r}: {advice}")
+        raise UserError(f"{name} files have float32 numbers only: omit --quantize")
+    quantizer = quantizers[quantize]
+    if quantizer.calibrated and calibration is None:
+        raise UserError(
+            f"{quantize} needs pictures like those to be predicted, to take the ranges of numbers from: add "
+            "--calibration with a folder of them"
+        )
+    if not quantizer.calibrated and calibration is not None:
+        raise UserError(f"{quantize} takes no ranges from pictures: omit --calibration")
+    return quantizer
 
 
 def _list(names: object) -> str:

@@ -46,6 +46,8 @@ class Predictor:
         model: the model, in eval mode.
         task: "detection" or "segmentation".
         classes: class names in the order of the labels.
+        palette: a colour (R, G, B) for each class; None if the checkpoint has none.
+        transforms: the transforms of the test pipeline, without those that load annotations.
         device: the model's device.
 
     Raises:
@@ -64,7 +66,7 @@ class Predictor:
         self.device = _device(device)
         loaded = load(config_or_release, checkpoint, self.device, fast)
         self.model, self.task, self.classes = loaded.model, loaded.task, loaded.classes
-        self._palette, self._transforms = loaded.palette, loaded.transforms
+        self.transforms, self.palette = loaded.transforms, loaded.palette
 
     def __call__(
         self,
@@ -108,7 +110,7 @@ class Predictor:
         """
         waiting: deque[_Slot] = deque()
         batches: dict[tuple, list[_Slot]] = {}
-        for prepared in prepare(items(images), self._transforms, workers, batch_size):
+        for prepared in prepare(items(images), self.transforms, workers, batch_size):
             if prepared.error:
                 if on_error is None:
                     raise prepared.error
@@ -146,7 +148,7 @@ class Predictor:
                 index=item.index,
                 frame=item.frame,
                 classes=self.classes,
-                palette=self._palette,
+                palette=self.palette,
                 picture=item.array,
             )
             slot.prepared = None  # the tensors are not needed while the result waits

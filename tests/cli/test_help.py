@@ -64,7 +64,8 @@ def test_then_what_is_wrong_with_the_installation(broken, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mmcare", "mmcare.cli", "mmcare.runs", "mmcare.data", "mmcare.benchmark", "mmcare.export"]
+    "name",
+    ["mmcare", "mmcare.cli", "mmcare.runs", "mmcare.data", "mmcare.benchmark", "mmcare.export", "mmcare.runtime"],
 )
 def test_a_room_that_command_lines_use_needs_nothing_heavy(broken, name):
     done = broken("-c", f"import {name}")

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmcare import Predictor
-from mmcare.export import export
+from mmcare.export import certification, export, exporting
 
 BACKBONES = {
     "care": (f'type="mmcare.CARE", arch=dict({TINY}, _delete_=True)', (32, 32, 64, 128)),
@@ -114,6 +114,16 @@ def _write_weights(config, checkpoint):
     head = head or model.roi_head.bbox_head
     meta = {"dataset_meta": {"classes": tuple(map(str, range(head.num_classes)))}}
     torch.save({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_measurements():
+    """Measure with few and small images."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exporting, "SHAPES", dict.fromkeys(exporting.SHAPES, (96, 128)))
+        monkeypatch.setattr(certification, "ROUNDS", (1, 1))
+        monkeypatch.setattr(certification, "SEEDS", (0,))
+        yield
 
 
 @pytest.fixture(scope="session")

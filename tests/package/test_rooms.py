@@ -13,6 +13,7 @@ ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 # Allowed imports: each layer may import the layers above it.
 LAYERS = [
     {"errors", "version", "torch_internals", "files", "registry", "stack"},
+    {"runtime"},
     {"memory"},
     {"models", "data"},
     {"fast", "checkpoints"},
@@ -67,6 +68,7 @@ def test_imports_go_down_and_through_doors(path):
         if other == own:
             continue
         assert by_door, f"line {line} of {path} goes into the room {other}: its __init__.py is the door"
+        assert own != "runtime", f"line {line} of {path}: runtime is also installed without the rest of mmcare"
         down = level(other) < level(own) or other in BESIDE.get(own, ())
         assert down, f"line {line} of {path}: {own} may not import {other}"
 
@@ -91,6 +93,6 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 
 def test_importing_the_package_or_the_diagnosis_imports_nothing_heavy():
-    code = "import sys, mmcare, mmcare.stack, mmcare.cli, mmcare.benchmark; print(*sys.modules)"
+    code = "import sys, mmcare, mmcare.stack, mmcare.cli, mmcare.benchmark, mmcare.runtime; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "mmengine", "mmcv", "numpy", "cv2"} & set(done.stdout.split())

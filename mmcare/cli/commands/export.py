@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
-from ...export import PARTS, TARGETS, check_options, export
+from ...data.own import BACKGROUNDS, FORMATS, OwnData
+from ...errors import UserError
+from ...export import PARTS, TARGETS, SlowerWarning, check_options, export
 from ...runs import load_config
 from ...stack import check_stack
 from .. import Parser, add_cfg_options, add_shape, parse_cfg_options
+
+NOT_FASTER = 3
+"""Exit status for a file that was written, but is not faster for its smaller numbers."""
 
 
 def parse_args() -> Namespace:
@@ -29,30 +36,71 @@ def parse_args() -> Namespace:
     parser.add_argument("--dynamic", action="store_true", help="take any number and size of images instead")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="file to write (default: work_dirs/export/<config's name>.onnx)"
+        "--quantize",
+        metavar="NUMBERS",
+        help="fp16 or int8, where the format has them: smaller numbers up to the maps of the heads; "
+        "docs/quantization.md has what that costs",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="pictures like those to be predicted, for the ranges of int8"
+    )
+    parser.add_argument("--max-images", type=int, metavar="N", help="most pictures of the calibration (default: 100)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="file to write (default: in work_dirs/export, after the config)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
+        "--sample",
+        action="store_true",
+        help="for a model that was trained with --sample: measure the metric on that data instead of the config's",
+    )
+    data.add_argument(
+        "--data", metavar="FOLDER", help="measure the metric on your own data set, with the classes of the checkpoint"
+    )
+    data.add_argument("--no-metric", action="store_true", help="measure errors and latency, but no metric")
+    parser.add_argument("--data-format", choices=FORMATS, help="with --data: as --format of mmcare train")
+    parser.add_argument("--background", choices=BACKGROUNDS, help="with --data: as for mmcare train")
+    parser.add_argument("--metric-images", type=int, metavar="N", help="most images for the metric (default: all)")
     add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    target = check_options(args.format, args.part, args.opset)
+    target = check_options(args.format, args.part, args.opset, args.quantize, args.calibration)
     part = "" if args.part == PARTS[0] else f"_{args.part}"
-    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{target.ending}"
+    numbers = f"_{args.quantize}" if args.quantize else ""
+    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{numbers}{target.ending}"
+    if not args.data and (args.data_format or args.background):
+        raise UserError("--data-format and --background say how to read one's own data: add --data FOLDER")
     check_stack()
-    cfg = load_config(args.config, ("model",), cfg_options=parse_cfg_options(args.cfg_options))
-    export(
-        cfg,
-        args.checkpoint,
-        path,
-        target=args.format,
-        part=args.part,
-        shape=args.shape,
-        batch=args.batch,
-        dynamic=args.dynamic,
-        opset=args.opset,
-        overwrite=args.overwrite,
-    )
+    data = OwnData(args.data, args.data_format, args.background) if args.data else None
+    cfg = load_config(args.config, ("model",), args.sample, parse_cfg_options(args.cfg_options), data)
+    slower = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowerWarning)  # it comes when the file is there
+        try:
+            export(
+                cfg,
+                args.checkpoint,
+                path,
+                target=args.format,
+                part=args.part,
+                shape=args.shape,
+                batch=args.batch,
+                dynamic=args.dynamic,
+                opset=args.opset,
+                quantize=args.quantize,
+                calibration=args.calibration,
+                max_images=args.max_images,
+                overwrite=args.overwrite,
+                metric=not args.no_metric,
+                metric_images=args.metric_images,
+            )
+        except SlowerWarning as warning:
+            slower = warning
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    if slower:
+        print(f"warning: {slower}", file=sys.stderr)
+        sys.exit(NOT_FASTER)

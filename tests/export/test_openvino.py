@@ -1,0 +1,33 @@
+"""OpenVINO files against MMDetection's and MMSegmentation's own predictions."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_onnx import assert_same
+
+from mmcare.runtime.sessions import open_session
+
+
+def compute(path, images):
+    """Run a file on images (B, 3, H, W) in float32, and return its outputs by name."""
+    values = open_session(path, threads=1, precision=None).run(images.numpy().astype(np.float32))
+    return SimpleNamespace(**{name: torch.from_numpy(value) for name, value in values.items()}, names=list(values))
+
+
+@pytest.mark.parametrize(("family", "head"), [("care", "mask_rcnn"), ("casvit", "upernet")])
+def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(exported, pictures, family, head):
+    model = exported(family, head)
+    path = model.export("dynamic.xml", target="openvino", dynamic=True)
+    for batch, height, width in ((1, 64, 64), (2, 97, 130)):
+        images = pictures(batch, height, width)
+        assert_same(compute(path, images), model.predict(images), (height, width))
+
+
+@pytest.mark.parametrize(("family", "head"), [("casvit", "retinanet"), ("care", "semantic_fpn")])
+def test_a_file_of_a_fixed_size_equals_the_model(exported, pictures, family, head):
+    model = exported(family, head)
+    path = model.export("fixed.xml", target="openvino", shape=(90, 128), batch=2)
+    images = pictures(2, 90, 128)
+    assert_same(compute(path, images), model.predict(images), (90, 128))
