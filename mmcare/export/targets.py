@@ -94,6 +94,11 @@ TARGETS = {
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
 
+def is_exported(path: str) -> bool:
+    """Return whether a path has the ending of a target's files."""
+    return path.lower().endswith(tuple(target.ending for target in TARGETS.values()))
+
+
 def check_options(
     name: str, part: str, opset: int | None, quantize: str | None = None, calibration: object = None
 ) -> Target:
