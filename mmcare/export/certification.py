@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torch import nn
 from ..benchmark import interleaved, processor, timed_again
 from ..data import innermost_datasets, remove_pretrained, type_name
 from ..errors import UserError
+from ..runs import plain_config
 from ..runtime import (
     Certificate,
     ExportedFile,
@@ -69,6 +69,7 @@ def say(step: str) -> None:
 def describe(
     trained: Predictor,
     cfg: Config,
+    model: Mapping[str, Any],
     reference: Prepared,
     prepared: Prepared,
     name: str,
@@ -82,6 +83,7 @@ def describe(
     Args:
         trained: the trained model.
         cfg: its config.
+        model: the part of it for the model, from before that was built, as MMDetection writes into it.
         reference: its plain form.
         prepared: what was converted.
         name, target: what it was converted to.
@@ -97,7 +99,7 @@ def describe(
     mean, std = (getattr(module, name).flatten().tolist() for name in ("mean", "std"))
     if not module.is_rgb:
         mean, std = mean[::-1], std[::-1]
-    model = copy.deepcopy(cfg.model)
+    model = copy.deepcopy(dict(model))
     remove_pretrained(model)
     return Certificate(
         format=name,
@@ -111,8 +113,8 @@ def describe(
         normalization=Normalization(tuple(mean), tuple(std)),
         resizing=resizing_of(cfg),
         outputs=_outputs(reference),
-        thresholds=plain(getattr(trained.model, "test_cfg", None) or {}),
-        config=plain(model),
+        thresholds=plain_config(getattr(trained.model, "test_cfg", None) or {}),
+        config=plain_config(model),
         versions=_versions(cfg, target),
         weights_sha256=weights_hash(trained.model),
         operators=dict(operators),
@@ -152,17 +154,6 @@ def usual_shape(resizing: Resizing, largest: tuple[int, int]) -> tuple[int, int]
         return largest
     short, long = sorted(resizing.scale)
     return min(short, largest[0]), min(long, largest[1])
-
-
-def plain(value: Any) -> Any:
-    """Return a part of a config as JSON has it: lists for tuples and sets, names for classes and for odd numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else str(value)
 
 
 def weights_hash(model: nn.Module) -> str:

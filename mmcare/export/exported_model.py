@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.model import BaseModel
@@ -15,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from ..errors import UserError
 from ..registry import MODELS
-from ..runtime import ExportedFile, open_file
+from ..runtime import ExportedFile, open_file, resize_labels, resize_mask
 
 Size = tuple[int, int]
 
@@ -67,6 +66,10 @@ class ExportedModel(BaseModel):
             else:
                 labels = _label_map(outputs, size, sample.ori_shape[:2])
                 sample.set_data({"pred_sem_seg": PixelData(data=torch.from_numpy(labels[None]))})
+        if self.file.certificate.task == "detection":
+            from mmdet.models.utils import samplelist_boxtype2tensor  # a segmentor does without MMDetection
+
+            samplelist_boxtype2tensor(samples)  # the annotated boxes, too, which visualizers take as tensors
         return samples
 
     def _run(self, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -116,47 +119,24 @@ def padded(image: np.ndarray, size: Sequence[int | None], mean: Sequence[float],
 def _detections(outputs: dict[str, np.ndarray], size: Size, sample: Any) -> InstanceData:
     """Return the detections of an image of a size before padding, in pixels of the original image."""
     height, width = size
-    found = outputs["labels"] >= 0
-    dets = outputs["dets"][found]
-    boxes = np.clip(dets[:, :4], 0, (width, height, width, height)) / np.tile(sample.scale_factor, 2)
+    boxes = outputs["dets"][:, :4].clip(0, (width, height, width, height))
+    found = (outputs["labels"] >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)  # the others are in the padding
+    boxes = (boxes[found] / np.tile(sample.scale_factor, 2)).astype(np.float32)
     instances = InstanceData(
-        bboxes=torch.from_numpy(boxes.astype(np.float32)),
-        scores=torch.from_numpy(dets[:, 4]),
+        bboxes=torch.from_numpy(boxes),
+        scores=torch.from_numpy(outputs["dets"][found, 4]),
         labels=torch.from_numpy(outputs["labels"][found].astype(np.int64)),
     )
     if "masks" in outputs:
-        masks = outputs["masks"][found, :height, :width]
-        instances.masks = torch.from_numpy(_resized_masks(masks, sample.ori_shape[:2]))
+        masks = np.zeros((len(boxes), *sample.ori_shape[:2]), bool)
+        for mask, drawn, box in zip(outputs["masks"][found, :height, :width], masks, boxes, strict=True):
+            resize_mask(mask, drawn, box)
+        instances.masks = torch.from_numpy(masks)
     return instances
 
 
-def _resized_masks(masks: np.ndarray, size: Size) -> np.ndarray:
-    """Return masks (N, H, W), bool, in another size."""
-    if masks.shape[1:] == tuple(size):
-        return masks
-    resized = np.empty((len(masks), *size), bool)
-    for mask, result in zip(masks, resized, strict=True):
-        result[:] = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5
-    return resized
-
-
 def _label_map(outputs: dict[str, np.ndarray], size: Size, original: Size) -> np.ndarray:
-    """Return the label map of an image in its original size, int64.
-
-    The trained model resizes its logits and takes the highest. The file has the highest class only, with its
-    probability p: log(p / (1 − p)) is the distance of its logit from the others', which is resized for each class.
-    """
+    """Return the label map of an image of a size before padding, in the original size, int64."""
     height, width = size
-    labels, scores = outputs["output"][:height, :width], outputs["scores"][:height, :width]
-    if labels.shape == tuple(original):
-        return labels.astype(np.int64)
-    scores = np.clip(scores.astype(np.float32), 0.5, 1 - 1e-7)
-    margin = np.log(scores / (1 - scores)) + 1e-3  # more than nothing where no class has a half
-    best = np.full(original, -np.inf, np.float32)
-    found = np.zeros(original, np.int64)
-    for label in np.unique(labels):
-        signed = np.where(labels == label, margin, -margin)
-        resized = cv2.resize(signed, original[::-1], interpolation=cv2.INTER_LINEAR)
-        higher = resized > best
-        found[higher], best[higher] = label, resized[higher]
-    return found
+    labels, scores = (outputs[name][:height, :width] for name in ("output", "scores"))
+    return resize_labels(labels, scores, tuple(original)).astype(np.int64)

@@ -106,6 +106,7 @@ def export(
     metric = metric and part == PARTS[0]
     if metric:
         _check_data(cfg)
+    model = copy.deepcopy(cfg.model)
     trained = Predictor(cfg, checkpoint, device="cpu", fast=False)
     shape = shape or usual_shape(resizing_of(cfg), SHAPES[trained.task])
     evaluation = _evaluation(cfg, metric_images, trained.classes) if metric else None
@@ -124,7 +125,7 @@ def export(
         made = chosen.quantizers[quantize].load().quantize(prepared, opset or chosen.opset, pictures)
     files = _by_name(made.content, path)
     operators = chosen.load().operators(made.content)
-    certificate = describe(trained, cfg, reference, prepared, target, chosen, part, made.record, operators)
+    certificate = describe(trained, cfg, model, reference, prepared, target, chosen, part, made.record, operators)
     if chosen.ending in ENDINGS:  # otherwise it cannot be run here
         with TemporaryDirectory(prefix="mmcare-export-") as folder:
             unmeasured = attach_certificate(certificate, files, path.name)

@@ -3,6 +3,7 @@
 Importing this package is cheap: torch and MMEngine are imported when a function is called.
 """
 
+from .comparing import config_difference, plain_config
 from .config_faults import explain_config_faults
 from .configs import TASKS, get_config, is_config, list_configs, load_config, task_of
 from .curves import draw_curves, read_curves, summarize
@@ -25,6 +26,7 @@ __all__ = [
     "check_checkpoint",
     "check_inputs",
     "check_start",
+    "config_difference",
     "draw_curves",
     "explain_config_faults",
     "get_config",
@@ -33,6 +35,7 @@ __all__ = [
     "list_configs",
     "load_config",
     "missing_inputs",
+    "plain_config",
     "read_curves",
     "summarize",
     "task_of",

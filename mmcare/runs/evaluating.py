@@ -8,6 +8,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ..data import innermost_datasets, type_name
@@ -117,9 +118,12 @@ def _image_numbers(dataset: Any, count: int) -> list[Any]:
 
 def _main(found: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics that sum up the others, or else all of them, without percent."""
-    numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    numbers = {name: float(value) for name, value in found.items() if isinstance(value, Real)}
     main = {name: value for name, value in numbers.items() if name.rpartition("/")[2] in _MAIN} or numbers
-    return {name: value / 100 if name.rpartition("/")[2] in _PERCENT else value for name, value in main.items()}
+    # Their numbers are of single precision.
+    return {
+        name: round(value / 100, 6) if name.rpartition("/")[2] in _PERCENT else value for name, value in main.items()
+    }
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ _EXPORTS = {
     "record_probe": "probe",
     "read_certificate": "certificate",
     "require": "verifying",
+    "resize_labels": "resizing",
+    "resize_mask": "resizing",
     "show": "verifying",
     "verify": "verifying",
 }
