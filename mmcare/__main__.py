@@ -26,6 +26,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "compare time and memory of backbones and detectors"),
     "visualize": ("visualize", "draw what a network looks at: its maps, attention, context"),
     "export": ("export", "write a trained model as a file for another runtime"),
+    "verify": ("verify", "compare an exported file with its certificate"),
     "publish": ("publish_model", "make a release of a checkpoint"),
 }
 """The module of each command in :mod:`mmcare.cli.commands`, and what it is for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -37,9 +37,17 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def clear_leftovers(folder: str | Path) -> list[str]:
-    """Remove the files that :func:`whole_file` left in a folder when its process was killed; return their names."""
-    leftovers = [path for path in Path(folder).glob(".*.partial") if re.fullmatch(r"\..+\.\d+\.partial", path.name)]
+def clear_leftovers(folder: str | Path, of: str | None = None) -> list[str]:
+    """Remove the files that :func:`whole_file` left in a folder when its process was killed; return their names.
+
+    Args:
+        folder: the folder.
+        of: the final name of the file whose leftovers are removed; by default those of all.
+    """
+    name = ".+" if of is None else re.escape(of)
+    leftovers = [
+        path for path in Path(folder).glob(".*.partial") if re.fullmatch(rf"\.{name}\.\d+\.partial", path.name)
+    ]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return [path.name for path in leftovers]
@@ -51,14 +59,31 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    write_files({Path(path): content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together; create missing parent folders.
+
+    All are on disk before the first one gets its name. They get them in their order.
+
+    Raises:
+        UserError: a file cannot be written; none was.
+    """
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            file.write(content)
+        with ExitStack() as stack:
+            for path, content in reversed(contents.items()):  # the stack closes them in the opposite order
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context(whole_file(path))
+                    file.write(content)
+                    file.flush()
+                except OSError as error:
+                    raise UserError(
+                        f"{path} ({len(content) / 2**20:.1f} MiB) cannot be written: {error.strerror or error}"
+                    ) from error
     except OSError as error:
-        raise UserError(
-            f"{path} ({len(content) / 2**20:.1f} MiB) cannot be written: {error.strerror or error}"
-        ) from error
+        raise UserError(f"{error.filename} cannot be written: {error.strerror or error}") from error
 
 
 def write_picture(figure: Figure, path: str | Path) -> None:

@@ -10,7 +10,9 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmcare", locations=["mmcare.models"])
+MODELS = Registry(
+    "model", parent=MMENGINE_MODELS, scope="mmcare", locations=["mmcare.models", "mmcare.export.exported_model"]
+)
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmcare", locations=["mmcare.runs.hooks"])
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope="mmcare", locations=["mmcare.runs.amp"]

@@ -18,14 +18,17 @@ _EXPORTS = {
     "default_forms": "forms",
     "draw": "plots",
     "kept_for_backward": "memory",
+    "interleaved": "timing",
     "measure": "measuring",
     "padded_shape": "counting",
     "peak_memory": "memory",
     "plan": "cases",
+    "processor": "measuring",
     "profiles": "profiling",
     "read_csv": "table",
     "resolve": "subjects",
     "text_table": "table",
+    "timed_again": "timing",
     "write_csv": "table",
 }
 

@@ -138,9 +138,12 @@ def machine(device: str) -> str:
     """Return a description of the machine: processor or GPU, threads, and torch's version."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
-    threads = torch.get_num_threads()
-    return (
-        f"{names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
-    )
+    return names[0] if names else platform.machine()

@@ -4,7 +4,8 @@ Importing this package is cheap: torch and a target's packages are imported when
 """
 
 from .exporting import export
+from .fitting import check_classes, check_fit
 from .quantization import SlowerWarning
 from .targets import PARTS, TARGETS, check_options
 
-__all__ = ["PARTS", "TARGETS", "SlowerWarning", "check_options", "export"]
+__all__ = ["PARTS", "TARGETS", "SlowerWarning", "check_classes", "check_fit", "check_options", "export"]

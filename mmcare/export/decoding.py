@@ -7,14 +7,14 @@ here, and what is missing at the end is padding: label -1, score 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operators import nms
+Keep = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 DROPPED = -1.0
 """The score of a box that is left out; scores are at least 0."""
@@ -79,13 +79,14 @@ def decode(coder: Any, anchors: Tensor, deltas: Tensor, size: tuple[int, int]) -
 
 
 def suppress(
-    boxes: Tensor, scores: Tensor, kinds: Tensor, labels: Tensor, settings: Mapping[str, Any], low: float
+    keep: Keep, boxes: Tensor, scores: Tensor, kinds: Tensor, labels: Tensor, settings: Mapping[str, Any], low: float
 ) -> tuple[Tensor, Tensor]:
     """Return the boxes that remain after non-maximum suppression among those of a kind, the highest scores first.
 
     As mmcv does, boxes are moved apart by kind, and then suppressed as if there were one kind only.
 
     Args:
+        keep: the target's non-maximum suppression: :func:`mmcare.export.operators.keep`, or that of :mod:`.portable`.
         boxes: (B, N, 4), xyxy.
         scores: (B, N).
         kinds: (B, N): boxes of different kinds, such as classes, do not suppress each other.
@@ -106,11 +107,8 @@ def suppress(
         largest = torch.where(valid.unsqueeze(-1), boxes, 0.0).amax((1, 2))
         apart = boxes + (kinds.to(boxes.dtype) * (largest + 1).unsqueeze(1)).unsqueeze(-1)
     most = settings["max_per_img"]
-    kept = nms(apart, scores, most, float(settings["nms"]["iou_threshold"]), DROPPED / 2)
-    images, numbers = kept[:, 0], kept[:, 2]
-    scores = torch.full_like(scores, DROPPED).index_put((images, numbers), scores[images, numbers])
-    # An image may have fewer candidates than boxes are returned.
-    scores, numbers = F.pad(scores, (0, most), value=DROPPED).topk(most, dim=1)
+    scores, numbers = keep(apart, scores, most, float(settings["nms"]["iou_threshold"]))
+    # An image may have fewer candidates than boxes are returned: then there are numbers from N on.
     found = scores > DROPPED / 2
     boxes = gather(F.pad(boxes, (0, 0, 0, most)), numbers)
     labels = F.pad(labels, (0, most)).gather(1, numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from ..errors import UserError
+from . import operators, portable
 from .decoding import DROPPED, by_anchor, decode, gather, join, paste, suppress, top
-from .operators import roi_align
 
 Size = tuple[int, int]
 
@@ -68,12 +69,18 @@ def _check_type(name: str, part: Any, kinds: tuple[type, ...]) -> None:
         )
 
 
-def build(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the module from images to detections, and the names of its outputs."""
+def build(model: nn.Module, detection_operators: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the module from images to detections, and the names of its outputs.
+
+    Args:
+        model: the detector.
+        detection_operators: whether the target has :mod:`.operators`; if not, :mod:`.portable` computes them.
+    """
     check(model)
+    room = operators if detection_operators else portable
     if isinstance(model, MaskRCNN):
-        return TwoStage(model), ("dets", "labels", "masks")
-    return OneStage(model), ("dets", "labels")
+        return TwoStage(model, room), ("dets", "labels", "masks")
+    return OneStage(model, room), ("dets", "labels")
 
 
 def build_network(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -103,9 +110,9 @@ class Network(nn.Module):
 class OneStage(nn.Module):
     """RetinaNet: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, room: ModuleType) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.keep = model, room.keep
 
     def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """``size`` is the height and width without padding."""
@@ -118,7 +125,7 @@ class OneStage(nn.Module):
         ]
         scores, labels, deltas, anchors = join(levels)
         boxes = decode(head.bbox_coder, anchors, deltas, size)
-        return suppress(boxes, scores, labels, labels, settings, settings.get("score_thr", 0))
+        return suppress(self.keep, boxes, scores, labels, labels, settings, settings.get("score_thr", 0))
 
 
 def _level(head: AnchorHead, number: int, scores: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, ...]:
@@ -142,16 +149,16 @@ def _level(head: AnchorHead, number: int, scores: Tensor, deltas: Tensor, most: 
 class TwoStage(nn.Module):
     """Mask R-CNN: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K), ``masks``."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, room: ModuleType) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.keep, self.pool = model, room.keep, room.pool
 
     def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """``size`` is the height and width without padding, and of the masks."""
         maps = self.model.extract_feat(images)
         proposals, found = self._propose(maps, size)
         head = self.model.roi_head
-        features = _extract(head.bbox_roi_extractor, maps, proposals)
+        features = self._extract(head.bbox_roi_extractor, maps, proposals)
         logits, deltas = head.bbox_head(features)
         batch, count = found.shape
         classes = head.bbox_head.num_classes
@@ -162,7 +169,9 @@ class TwoStage(nn.Module):
         ).expand(-1, -1, classes, -1)
         labels = torch.arange(classes, device=images.device).expand(batch, count, classes).flatten(1)
         settings = head.test_cfg
-        dets, labels = suppress(boxes.flatten(1, 2), scores.flatten(1), labels, labels, settings, settings["score_thr"])
+        dets, labels = suppress(
+            self.keep, boxes.flatten(1, 2), scores.flatten(1), labels, labels, settings, settings["score_thr"]
+        )
         return dets, labels, self._masks(maps, dets[..., :4], labels, size)
 
     def _propose(self, maps: tuple[Tensor, ...], size: Size) -> tuple[Tensor, Tensor]:
@@ -176,13 +185,13 @@ class TwoStage(nn.Module):
             levels.append((best, torch.full_like(best, number, dtype=torch.int64), *regions))
         scores, numbers, deltas, anchors = join(levels)
         boxes = decode(head.bbox_coder, anchors, deltas, size)
-        dets, labels = suppress(boxes, scores, numbers, torch.zeros_like(numbers), settings, DROPPED / 2)
+        dets, labels = suppress(self.keep, boxes, scores, numbers, torch.zeros_like(numbers), settings, DROPPED / 2)
         return dets[..., :4], labels >= 0
 
     def _masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
         """Return the masks (B, K, H, W), bool, of boxes (B, K, 4)."""
         head = self.model.roi_head
-        masks = head.mask_head(_extract(head.mask_roi_extractor, maps, boxes))
+        masks = head.mask_head(self._extract(head.mask_roi_extractor, maps, boxes))
         masks = masks.unflatten(0, labels.shape)  # (B, K, classes, M, M)
         if head.mask_head.class_agnostic:
             masks = masks[:, :, 0]
@@ -192,18 +201,9 @@ class TwoStage(nn.Module):
         drawn = paste(masks.sigmoid(), boxes, size) >= head.test_cfg["mask_thr_binary"]
         return drawn & (labels >= 0)[..., None, None]
 
-
-def _extract(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-    """Return the features of boxes (B, N, 4), each from the level for its size: (B · N, C, side, side)."""
-    batch, count = boxes.shape[:2]
-    images = torch.arange(batch, dtype=boxes.dtype, device=boxes.device)[:, None, None].expand(-1, count, 1)
-    rois = torch.cat((images, boxes), dim=-1).flatten(0, 1)
-    maps = maps[: extractor.num_inputs]
-    levels = extractor.map_roi_levels(rois, len(maps))
-    side = extractor.roi_layers[0].output_size[0]
-    out = rois.new_zeros((batch * count, extractor.out_channels, side, side))
-    for number, (features, layer) in enumerate(zip(maps, extractor.roi_layers, strict=True)):
-        rows = (levels == number).nonzero()[:, 0]
-        part = roi_align(features, rois[rows], side, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
-        out = out.index_put((rows,), part)
-    return out
+    def _extract(self, extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+        """Return the features of boxes (B, N, 4): (B · N, C, side, side)."""
+        batch, count = boxes.shape[:2]
+        images = torch.arange(batch, dtype=boxes.dtype, device=boxes.device)[:, None, None].expand(-1, count, 1)
+        rois = torch.cat((images, boxes), dim=-1).flatten(0, 1)
+        return self.pool(extractor, maps[: extractor.num_inputs], rois)

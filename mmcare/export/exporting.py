@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import write_file
+from ..files import clear_leftovers, write_files
+from ..runs import Evaluation, load_config, missing_inputs
 from ..stack import check_stack
-from .quantization import SlowerWarning
-from .targets import check_options
+from .quantization import Quantized, SlowerWarning
+from .targets import PARTS, check_options
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 SHAPES = {"detection": (800, 1333), "segmentation": (512, 512)}
-"""Height and width of the images by default: those of the configs' test pipelines."""
+"""Height and width of the images by default, or less where the test pipeline makes them smaller."""
 
 
 def export(
@@ -33,8 +38,10 @@ def export(
     calibration: str | Path | None = None,
     max_images: int | None = None,
     overwrite: bool = False,
+    metric: bool = False,
+    metric_images: int | None = None,
 ) -> Path:
-    """Write a trained model as a file for another runtime.
+    """Write a trained model as a file for another runtime, with a certificate of what was measured.
 
     The file takes ``input`` (B, 3, H, W), float32 RGB from 0 to 255, and normalizes it itself. It returns
 
@@ -50,7 +57,8 @@ def export(
         path: the file to write.
         target: one of :data:`mmcare.export.TARGETS`.
         part: one of :data:`mmcare.export.PARTS`.
-        shape: height and width of the images; by default 800×1333 for detectors and 512×512 for segmentors.
+        shape: height and width of the images; by default those of a wide picture in the test pipeline, at most
+            800×1333 for detectors and 512×512 for segmentors.
         batch: number of images.
         dynamic: whether the file takes any number and size of images, from 32×32, instead.
         opset: version of ONNX's operators; by default the target's.
@@ -58,12 +66,17 @@ def export(
         calibration: a folder of pictures to take the ranges of int8 from.
         max_images: most pictures that are taken from it; 100 by default.
         overwrite: replace a file that is there already.
+        metric: measure the metric of the model and of the file on the config's test data, too; only a whole model has
+            one.
+        metric_images: most images for it; all by default.
 
     Returns:
-        The path.
+        The path. Beside any file but ONNX's there is its certificate, ``<path>.json``.
 
     Raises:
-        UserError: the arguments cannot be used, a package is missing, or the file cannot be written.
+        UserError: the arguments cannot be used, a package or the test data is missing, the file's outputs or metric
+            are further from the trained model's than is allowed, or the file cannot be written.
+        FileError: the runtime refuses the file.
 
     Warns:
         SlowerWarning: the file has smaller numbers and is not faster for it on this machine.
@@ -74,35 +87,99 @@ def export(
         raise UserError(f"{path} does not end in {chosen.ending}: give another name with -o")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give another name with -o")
-    there = [file for ending in (chosen.ending, *chosen.beside) if (file := path.with_suffix(ending)).exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} exists: add --overwrite to replace it, or give another name with -o")
+    _check_free([path.with_suffix(ending) for ending in (chosen.ending, *chosen.beside)], overwrite)
     if dynamic and (shape or batch != 1):
         raise UserError("a dynamic file takes any number and size of images: omit --shape and --batch, or --dynamic")
     if batch < 1:
         raise UserError(f"a file takes at least 1 image at a time, not {batch}: give another --batch")
     check_stack()
+    import torch
+    from mmengine.config import Config
+
     from ..inference import Predictor
+    from ..runtime import ENDINGS, attach_certificate, open_file
+    from .certification import describe, measure, resizing_of, say, usual_shape
     from .preparation import prepare
+    from .quantization.calibration import DEFAULT_IMAGES, read_pictures
 
-    trained = Predictor(config, checkpoint, device="cpu", fast=False)
-    prepared = prepare(trained.model, trained.task, part, chosen.form, shape or SHAPES[trained.task], batch, dynamic)
-    opset = opset or chosen.opset
-    warning = None
+    cfg = config if isinstance(config, Config) else load_config(str(config), ("model",))
+    metric = metric and part == PARTS[0]
+    if metric:
+        _check_data(cfg)
+    model = copy.deepcopy(cfg.model)
+    trained = Predictor(cfg, checkpoint, device="cpu", fast=False)
+    shape = shape or usual_shape(resizing_of(cfg), SHAPES[trained.task])
+    evaluation = _evaluation(cfg, metric_images, trained.classes) if metric else None
+    # Each form is made of a copy, as the trained model is measured, too.
+    ready = partial(prepare, task=trained.task, part=part, shape=shape, batch=batch, dynamic=dynamic)
+    reference = ready(copy.deepcopy(trained.model), form="plain")
+    prepared = ready(copy.deepcopy(trained.model), form=chosen.form, detection_operators=chosen.detection_operators)
+    say(f"converting the {part} to {target}")
     if quantize is None:
-        content = chosen.load().convert(prepared, opset)
+        made = Quantized(chosen.load().convert(prepared, opset or chosen.opset), record=None)
     else:
-        from .quantization.calibration import DEFAULT_IMAGES, read_pictures
-
         pictures = None
         if calibration is not None:
             most = DEFAULT_IMAGES if max_images is None else max_images
             pictures = read_pictures(calibration, trained.transforms, prepared, most)
-        quantized = chosen.quantizers[quantize].load().quantize(prepared, opset, pictures)
-        content, warning = quantized.content, quantized.warning
-    files = content if isinstance(content, dict) else {chosen.ending: content}
-    for ending in sorted(files, key=chosen.ending.__eq__):  # the file that is opened comes last
-        write_file(path.with_suffix(ending), files[ending])
-    if warning:
-        warnings.warn(warning, SlowerWarning, stacklevel=2)
+        made = chosen.quantizers[quantize].load().quantize(prepared, opset or chosen.opset, pictures)
+    files = _by_name(made.content, path)
+    operators = chosen.load().operators(made.content)
+    certificate = describe(trained, cfg, model, reference, prepared, target, chosen, part, made.record, operators)
+    if chosen.ending in ENDINGS:  # otherwise it cannot be run here
+        with TemporaryDirectory(prefix="mmcare-export-") as folder:
+            unmeasured = attach_certificate(certificate, files, path.name)
+            write_files({Path(folder) / name: content for name, content in unmeasured.items()})
+            file = open_file(Path(folder) / path.name, torch.get_num_threads())
+            certificate = measure(certificate, file, reference, trained, shape, evaluation)
+    final = {
+        path.with_name(name): content for name, content in attach_certificate(certificate, files, path.name).items()
+    }
+    _check_free(final, overwrite)
+    for each in final:
+        clear_leftovers(each.parent, of=each.name)
+    write_files(final)
+    if made.warning:
+        warnings.warn(made.warning, SlowerWarning, stacklevel=2)
     return path
+
+
+def _check_free(paths: Iterable[Path], overwrite: bool) -> None:
+    taken = [path for path in paths if path.exists()]
+    if taken and not overwrite:
+        raise UserError(f"{taken[0]} exists: add --overwrite to replace it, or give another name with -o")
+
+
+def _check_data(cfg: Config) -> None:
+    """Raise UserError if the config's test data is not there."""
+    absent = [key for key in ("test_dataloader", "test_evaluator") if not cfg.get(key)]
+    missing = missing_inputs(cfg, splits=("test",))
+    if absent or missing:
+        fault = f"{cfg.filename} has no {absent[0]}" if absent else f"{missing[0]} is missing"
+        raise UserError(
+            f"the file's metric is measured on the config's test data, and {fault}: add it, use other data with "
+            "--data FOLDER or generated data with --sample, or measure none with --no-metric"
+        )
+
+
+def _evaluation(cfg: Config, most: int | None, classes: tuple[str, ...]) -> Evaluation:
+    if most is not None and most < 1:
+        raise UserError(f"a metric needs at least 1 image, not {most}: give another --metric-images, or --no-metric")
+    evaluation = Evaluation(cfg, most)
+    if evaluation.classes != classes:
+        raise UserError(
+            f"the test data has the classes {_some(evaluation.classes)}, and the checkpoint {_some(classes)}: give "
+            "data with the same classes in the same order, or --no-metric"
+        )
+    return evaluation
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")
+
+
+def _by_name(content: bytes | Mapping[str, bytes], path: Path) -> dict[str, bytes]:
+    """Return the content of each file of a target by its name; the one of the path comes last."""
+    files = content if isinstance(content, Mapping) else {path.suffix: content}
+    named = {path.with_suffix(ending).name: files[ending] for ending in files}
+    return {name: named[name] for name in sorted(named, key=path.name.__eq__)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,6 +76,19 @@ def convert(prepared: Prepared, opset: int) -> bytes:
         _name_sizes(model.graph)
     _check(model, opset)
     return model.SerializeToString(deterministic=True)
+
+
+def operators(content: bytes) -> dict[str, int]:
+    """Return how often an ONNX file has each operator, in its branches and loops, too."""
+    return dict(sorted(Counter(_operators_in(onnx.load_from_string(content).graph)).items()))
+
+
+def _operators_in(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _operators_in(inner)
 
 
 @contextmanager

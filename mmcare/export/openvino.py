@@ -5,6 +5,8 @@ OpenVINO reads the ONNX model, all of whose operators it has; so the file comput
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +27,12 @@ def convert(prepared: Prepared, opset: None) -> dict[str, bytes]:
 def read(content: bytes) -> openvino.Model:
     """Return OpenVINO's model of an ONNX file."""
     return openvino.Core().read_model(content)
+
+
+def operators(content: Mapping[str, bytes]) -> dict[str, int]:
+    """Return how often the graph has each operator."""
+    model = openvino.Core().read_model(content[".xml"], content[".bin"])
+    return dict(sorted(Counter(node.get_type_name() for node in model.get_ops()).items()))
 
 
 def serialize(model: openvino.Model) -> dict[str, bytes]:

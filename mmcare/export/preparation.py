@@ -88,6 +88,7 @@ def prepare(
     shape: tuple[int, int] = (512, 512),
     batch: int = 1,
     dynamic: bool = False,
+    detection_operators: bool = True,
 ) -> Prepared:
     """Prepare a trained model.
 
@@ -99,6 +100,8 @@ def prepare(
         shape: height and width of the images.
         batch: number of images.
         dynamic: whether the file takes any number and size of images, instead.
+        detection_operators: whether the target has non-maximum suppression and RoI align; if not, plain tensor
+            operations compute them.
 
     Raises:
         UserError: there is no export of the model, or the images are too small for it.
@@ -110,6 +113,10 @@ def prepare(
     model = to_form(revert_sync_batchnorm(model).eval().requires_grad_(False), form)
     if part == "backbone":
         compute, outputs = _Backbone(model.backbone), _names(model.backbone)
+    elif part == "model" and task == "detection":
+        from . import detection
+
+        compute, outputs = detection.build(model, detection_operators)
     else:
         room = import_module(f".{task}", __package__)
         compute, outputs = (room.build if part == "model" else room.build_network)(model)

@@ -46,6 +46,8 @@ class Target:
         opsets: the lowest and the highest version of ONNX's operators; None if it has no versions.
         opset: the version by default.
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
+        detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
+            detector has them in plain tensor operations.
         beside: the endings of further files of the same name, which belong to a file.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
@@ -57,6 +59,7 @@ class Target:
     opsets: tuple[int, int] | None
     opset: int | None
     form: str
+    detection_operators: bool = True
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 

@@ -46,6 +46,7 @@ class Predictor:
         model: the model, in eval mode.
         task: "detection" or "segmentation".
         classes: class names in the order of the labels.
+        palette: a colour (R, G, B) for each class; None if the checkpoint has none.
         transforms: the transforms of the test pipeline, without those that load annotations.
         device: the model's device.
 
@@ -65,7 +66,7 @@ class Predictor:
         self.device = _device(device)
         loaded = load(config_or_release, checkpoint, self.device, fast)
         self.model, self.task, self.classes = loaded.model, loaded.task, loaded.classes
-        self.transforms, self._palette = loaded.transforms, loaded.palette
+        self.transforms, self.palette = loaded.transforms, loaded.palette
 
     def __call__(
         self,
@@ -147,7 +148,7 @@ class Predictor:
                 index=item.index,
                 frame=item.frame,
                 classes=self.classes,
-                palette=self._palette,
+                palette=self.palette,
                 picture=item.array,
             )
             slot.prepared = None  # the tensors are not needed while the result waits

@@ -3,16 +3,19 @@
 Importing this package is cheap: torch and MMEngine are imported when a function is called.
 """
 
+from .comparing import config_difference, plain_config
 from .config_faults import explain_config_faults
 from .configs import TASKS, get_config, is_config, list_configs, load_config, task_of
 from .curves import draw_curves, read_curves, summarize
+from .evaluating import Evaluation
 from .launchers import LAUNCHERS, is_first_process
-from .preflight import check_inputs
+from .preflight import check_inputs, missing_inputs
 from .recipes import RECIPES, apply_recipe, check_start
 from .runner import build_dataset, build_runner, check_checkpoint
 from .tracking import TRACKERS, track
 
 __all__ = [
+    "Evaluation",
     "LAUNCHERS",
     "RECIPES",
     "TASKS",
@@ -23,6 +26,7 @@ __all__ = [
     "check_checkpoint",
     "check_inputs",
     "check_start",
+    "config_difference",
     "draw_curves",
     "explain_config_faults",
     "get_config",
@@ -30,6 +34,8 @@ __all__ = [
     "is_first_process",
     "list_configs",
     "load_config",
+    "missing_inputs",
+    "plain_config",
     "read_curves",
     "summarize",
     "task_of",

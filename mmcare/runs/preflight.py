@@ -8,7 +8,7 @@ once, with their download pages.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,36 +56,45 @@ def check_inputs(cfg: Config, splits: Sequence[str], weights: bool) -> None:
     Raises:
         UserError: files are missing; the message lists all of them, with download pages and how to run without them.
     """
-    needs: list[_Need] = []
-    for split in splits:
-        needs += _of_dataloader(cfg.get(f"{split}_dataloader"), split)
-        needs += _of_evaluator(cfg.get(f"{split}_evaluator"))
     pretrained = dict(_pretrained(cfg.get("model"), "model")) if weights else {}
-    needs += pretrained.values()
-
-    faults: dict[str, str] = {}
-    lacking = {}
-    for need in needs:
-        fault = None if _is_remote(need.path) else _fault(need)
-        if fault:
-            faults[need.path] = fault
-            lacking.setdefault(need.path, need)  # the evaluator reads the same annotations as the dataset
+    lacking = _lacking([*_of_splits(cfg, splits), *pretrained.values()])
     if not lacking:
         return
 
     lines = ["files that this run needs are missing:"]
     lines += [
-        f"  {need.path}: {need.what}, {faults[path]}" + (f"; from {need.source}" if need.source else "")
-        for path, need in lacking.items()
+        f"  {path}: {need.what}, {fault}" + (f"; from {need.source}" if need.source else "")
+        for path, (need, fault) in lacking.items()
     ]
     if not all(os.path.isabs(path) for path in lacking):
         lines.append(f"Relative paths start at {os.getcwd()}.")
-    if any(need not in pretrained.values() for need in lacking.values()):
+    if any(need not in pretrained.values() for need, _ in lacking.values()):
         lines.append("To try this config without its data set, add --sample.")
     absent = [f"{key}=None" for key, need in pretrained.items() if need.path in lacking]
     if absent:
         lines.append(f"To train without these weights, add --cfg-options {' '.join(absent)}")
     raise UserError("\n".join(lines))
+
+
+def missing_inputs(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Return the local files and folders of the data of some splits that cannot be used."""
+    return list(_lacking(_of_splits(cfg, splits)))
+
+
+def _of_splits(cfg: Config, splits: Sequence[str]) -> Iterator[_Need]:
+    for split in splits:
+        yield from _of_dataloader(cfg.get(f"{split}_dataloader"), split)
+        yield from _of_evaluator(cfg.get(f"{split}_evaluator"))
+
+
+def _lacking(needs: Iterable[_Need]) -> dict[str, tuple[_Need, str]]:
+    """Return the needs that are not met and why, by path."""
+    lacking: dict[str, tuple[_Need, str]] = {}
+    for need in needs:
+        fault = None if _is_remote(need.path) else _fault(need)
+        if fault:
+            lacking.setdefault(need.path, (need, fault))  # the evaluator reads the same annotations as the dataset
+    return lacking
 
 
 def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_Need]:

@@ -9,6 +9,7 @@ from typing import Any
 
 _EXPORTS = {
     "Certificate": "certificate",
+    "Check": "verifying",
     "ENDINGS": "sessions",
     "ExportedFile": "opening",
     "FileError": "errors",
@@ -16,16 +17,24 @@ _EXPORTS = {
     "Latency": "certificate",
     "Measured": "certificate",
     "Metric": "certificate",
+    "Model": "model",
     "Normalization": "certificate",
     "Output": "certificate",
     "OutputError": "certificate",
     "Resizing": "certificate",
+    "Result": "model",
     "attach_certificate": "attaching",
+    "check_files": "checks",
     "compare_probe": "probe",
     "draw_probe": "probe",
     "open_file": "opening",
     "record_probe": "probe",
     "read_certificate": "certificate",
+    "require": "verifying",
+    "resize_labels": "resizing",
+    "resize_mask": "resizing",
+    "show": "verifying",
+    "verify": "verifying",
 }
 
 __all__ = list(_EXPORTS)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .attaching import certificate_of
 from .certificate import Certificate
+from .checks import Contents, check_file
 from .errors import FileError
 from .sessions import ENDINGS, Session, open_session
 
@@ -18,11 +19,12 @@ class ExportedFile:
     Attributes:
         path: its path.
         certificate: what it says of itself.
+        contents: what was read of it.
         takes: its number of images, their height and their width; None for what is free.
     """
 
-    def __init__(self, path: Path, certificate: Certificate, session: Session) -> None:
-        self.path, self.certificate = path, certificate
+    def __init__(self, path: Path, certificate: Certificate, contents: Contents, session: Session) -> None:
+        self.path, self.certificate, self.contents = path, certificate, contents
         batch, _, height, width = certificate.input.shape
         self.takes = (batch, height, width)
         self._session = session
@@ -69,10 +71,32 @@ def open_file(path: str | Path, threads: int | None = None, precision: str | Non
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise FileError(f"{path} is not an exported file that runs here: give one that ends in {', '.join(ENDINGS)}")
+    if threads is not None and threads < 1:
+        raise FileError(f"{path} cannot run with {threads} threads: give 1 or more")
     if not path.is_file():
         raise FileError(f"there is no file {path}: give an exported file")
+    contents = check_file(path)
     certificate = certificate_of(path)
-    return ExportedFile(path, certificate, open_session(path, threads, precision))
+    _check_contents(path, contents, certificate)
+    return ExportedFile(path, certificate, contents, open_session(path, threads, precision))
+
+
+def _check_contents(path: Path, contents: Contents, certificate: Certificate) -> None:
+    """Raise FileError if a file takes or returns something else than its certificate says."""
+    wanted = certificate.input.shape
+    if contents.inputs is not None and list(contents.inputs.values()) != [wanted]:
+        found = " and ".join(f"{name} {_show(shape)}" for name, shape in contents.inputs.items()) or "nothing"
+        raise FileError(f"{path} takes {found}, but its certificate says {_show(wanted)}: export the model again")
+    names = {output.name for output in certificate.outputs}
+    if contents.outputs is not None and set(contents.outputs) != names:
+        raise FileError(
+            f"{path} returns {', '.join(contents.outputs)}, but its certificate says {', '.join(sorted(names))}: "
+            "export the model again"
+        )
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
 def _describe(sizes: tuple[int | None, ...]) -> str:

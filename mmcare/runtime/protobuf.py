@@ -8,13 +8,17 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED = {FIXED64: 8, FIXED32: 4}
 
 
+class DamageError(ValueError):
+    """A message is not well formed."""
+
+
 def fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview, tuple[int, int]]]:
     """Yield the number, the wire type, the value and the place (start, end) of each field of a message.
 
     A value is an integer, not negative, or the bytes of a text, a message or a fixed number.
 
     Raises:
-        ValueError: the message is not well formed.
+        DamageError: the message is not well formed.
     """
     position, end = 0, len(message)
     while position < end:
@@ -29,9 +33,9 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview, tu
             elif kind in _FIXED:
                 length = _FIXED[kind]
             else:
-                raise ValueError(f"a field has the wire type {kind}")
+                raise DamageError(f"a field has the wire type {kind}")
             if number == 0 or length > end - position:
-                raise ValueError("a field is longer than its message")
+                raise DamageError("a field is longer than its message")
             value = message[position : position + length]
             position += length
         yield number, kind, value, (start, position)
@@ -41,19 +45,19 @@ def varint(message: memoryview, position: int) -> tuple[int, int]:
     """Return the integer at a position, and the position after it.
 
     Raises:
-        ValueError: there is none.
+        DamageError: there is none.
     """
     value = shift = 0
     while shift < 64:
         if position >= len(message):
-            raise ValueError("it ends in the middle of a field")
+            raise DamageError("it ends in the middle of a field")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
         shift += 7
-    raise ValueError("a number is too long")
+    raise DamageError("a number is too long")
 
 
 def encode(number: int, content: bytes) -> bytes:

@@ -38,6 +38,65 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     return (result >> 2).astype(np.uint8)
 
 
+def resize_mask(mask: np.ndarray, target: np.ndarray, box: np.ndarray) -> None:
+    """Draw a mask in another size: pixels of which at least half is inside.
+
+    Args:
+        mask: (H, W), bool.
+        target: (height, width), bool, in which it is drawn.
+        box: x1, y1, x2, y2 in pixels of the target, outside of which the mask is empty.
+    """
+    if mask.shape == target.shape:
+        target[:] = mask
+        return
+    x1, y1 = np.floor(box[:2]).astype(int) - 1
+    x2, y2 = np.ceil(box[2:]).astype(int) + 1
+    rows, columns = slice(max(y1, 0), max(y2, 0)), slice(max(x1, 0), max(x2, 0))
+    steps = [
+        [(numbers[part], weights[part].astype(np.float32)) for numbers, weights in _neighbours(old, new)]
+        for old, new, part in zip(mask.shape, target.shape, (rows, columns), strict=True)
+    ]
+    share = sum(
+        mask[top[:, None], left] * (down[:, None] * right) for top, down in steps[0] for left, right in steps[1]
+    )
+    target[rows, columns] = share >= 0.5
+
+
+def resize_labels(labels: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map: each pixel gets the label with the largest part in its bilinear interpolation.
+
+    Pixels count by the squares of their probabilities, as the logits, which PyTorch interpolates, grow with certainty.
+
+    Args:
+        labels: (H, W), whole numbers.
+        scores: (H, W), the probability of each label.
+        size: height and width.
+
+    Returns:
+        (height, width), of the type of the labels.
+    """
+    if labels.shape == size:
+        return labels
+    rows, columns = (_neighbours(old, new) for old, new in zip(labels.shape, size, strict=True))
+    corners = [
+        (labels[top[:, None], left], scores[top[:, None], left] ** 2 * (down[:, None] * right))
+        for top, down in rows
+        for left, right in columns
+    ]
+    best, largest = None, None
+    for label, _ in corners:
+        part = sum(np.where(other == label, weight, 0) for other, weight in corners)
+        best = label if best is None else np.where(part > largest, label, best)
+        largest = part if largest is None else np.maximum(part, largest)
+    return best
+
+
+def _neighbours(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the old pixels before and after the centre of each new one, each with its weight."""
+    before, fraction = _positions(old, new)
+    return [(before.clip(0, old - 1), 1 - fraction), ((before + 1).clip(0, old - 1), fraction)]
+
+
 def _positions(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the old pixel before the centre of each new one, and the distance from its centre, in single precision."""
     centres = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)

@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,13 +6,14 @@ import onnxruntime
 import pytest
 import torch
 from helpers import CONFIGS, TINY, shake
+from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.config import Config
 from mmengine.model import initialize
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmcare import Predictor
-from mmcare.export import export
+from mmcare.export import certification, export, exporting
 
 BACKBONES = {
     "care": (f'type="mmcare.CARE", arch=dict({TINY}, _delete_=True)', (32, 32, 64, 128)),
@@ -53,19 +55,13 @@ HEADS = {
 
 
 class Exported:
-    """A tiny model with a head of its own for each name, and its files."""
+    """A model with random weights, and its files."""
 
-    def __init__(self, folder, family, head):
-        self.task, parts = HEADS[head]
-        backbone, widths = BACKBONES[family]
-        if (family, head) == ("casvit", "retinanet"):  # these configs use three maps
-            widths = widths[1:]
-        self.config, self.checkpoint, self.folder = folder / f"{head}.py", folder / f"{head}.pth", folder
-        base = CONFIGS / self.task / f"{head}_{family}_{'s1' if family == 'care' else 'm'}.py"
-        model = f"dict(backbone=dict({backbone}), {parts.format(widths=list(widths))})"
-        self.config.write_text(f'_base_ = ["{base}"]\nmodel = {model}\n')
+    def __init__(self, config, folder):
+        self.config, self.checkpoint, self.folder = config, folder / f"{config.stem}.pth", folder
         _write_weights(self.config, self.checkpoint)
-        self.model = Predictor(self.config, self.checkpoint, device="cpu", fast=False).model
+        trained = Predictor(self.config, self.checkpoint, device="cpu", fast=False)
+        self.model, self.task = trained.model, trained.task
 
     def export(self, name, **options):
         return export(str(self.config), self.checkpoint, self.folder / name, **options)
@@ -83,6 +79,19 @@ class Exported:
             return self.model.test_step({"inputs": list(images.flip(1)), "data_samples": samples})
 
 
+def write_tiny_config(folder, family, head):
+    """Write the config of a tiny model with this backbone and head; return its path."""
+    task, parts = HEADS[head]
+    backbone, widths = BACKBONES[family]
+    if (family, head) == ("casvit", "retinanet"):  # these configs use three maps
+        widths = widths[1:]
+    config = folder / f"{head}.py"
+    base = CONFIGS / task / f"{head}_{family}_{'s1' if family == 'care' else 'm'}.py"
+    model = f"dict(backbone=dict({backbone}), {parts.format(widths=list(widths))})"
+    config.write_text(f'_base_ = ["{base}"]\nmodel = {model}\n')
+    return config
+
+
 def _write_weights(config, checkpoint):
     """Write a checkpoint whose heads find something in noise."""
     cfg = Config.fromfile(config)
@@ -92,14 +101,29 @@ def _write_weights(config, checkpoint):
         model = MODELS.build(cfg.model)
     initialize(model.backbone, model.backbone.init_cfg)
     shake(model)
+    for stage in model.backbone.stages:
+        for scale in (module for module in stage.modules() if isinstance(module, LayerScale)):
+            scale.weight.data /= len(stage.blocks)  # or maps become very large, block by block
     spread = {"retina_cls": 0.05, "retina_reg": 0.1, "rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.3, "fc_reg": 0.3}
     for name, module in model.named_modules():
         if (deviation := spread.get(name.rpartition(".")[2])) is not None:
             nn.init.normal_(module.weight, 0, deviation)
     if hasattr(model, "bbox_head"):
         nn.init.normal_(model.bbox_head.retina_cls.bias, -4, 0.5)
-    meta = {"dataset_meta": {"classes": tuple("abcde")}}
+    head = model.decode_head if hasattr(model, "decode_head") else getattr(model, "bbox_head", None)
+    head = head or model.roi_head.bbox_head
+    meta = {"dataset_meta": {"classes": tuple(map(str, range(head.num_classes)))}}
     torch.save({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_measurements():
+    """Measure with few and small images."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exporting, "SHAPES", dict.fromkeys(exporting.SHAPES, (96, 128)))
+        monkeypatch.setattr(certification, "ROUNDS", (1, 1))
+        monkeypatch.setattr(certification, "SEEDS", (0,))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,10 +133,17 @@ def exported(tmp_path_factory):
 
     def exported(family, head):
         if (family, head) not in made:
-            made[family, head] = Exported(tmp_path_factory.mktemp(head), family, head)
+            folder = tmp_path_factory.mktemp(head)
+            made[family, head] = Exported(write_tiny_config(folder, family, head), folder)
         return made[family, head]
 
     return exported
+
+
+@pytest.fixture
+def exported_config(tmp_path):
+    """Return a function from the path of a config to :class:`Exported`."""
+    return partial(Exported, folder=tmp_path)
 
 
 @pytest.fixture(scope="session")

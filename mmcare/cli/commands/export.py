@@ -7,6 +7,8 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
+from ...data.own import BACKGROUNDS, FORMATS, OwnData
+from ...errors import UserError
 from ...export import PARTS, TARGETS, SlowerWarning, check_options, export
 from ...runs import load_config
 from ...stack import check_stack
@@ -47,6 +49,19 @@ def parse_args() -> Namespace:
         "-o", "--out", type=Path, metavar="FILE", help="file to write (default: in work_dirs/export, after the config)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
+        "--sample",
+        action="store_true",
+        help="for a model that was trained with --sample: measure the metric on that data instead of the config's",
+    )
+    data.add_argument(
+        "--data", metavar="FOLDER", help="measure the metric on your own data set, with the classes of the checkpoint"
+    )
+    data.add_argument("--no-metric", action="store_true", help="measure errors and latency, but no metric")
+    parser.add_argument("--data-format", choices=FORMATS, help="with --data: as --format of mmcare train")
+    parser.add_argument("--background", choices=BACKGROUNDS, help="with --data: as for mmcare train")
+    parser.add_argument("--metric-images", type=int, metavar="N", help="most images for the metric (default: all)")
     add_cfg_options(parser)
     return parser.parse_args()
 
@@ -57,8 +72,11 @@ def main() -> None:
     part = "" if args.part == PARTS[0] else f"_{args.part}"
     numbers = f"_{args.quantize}" if args.quantize else ""
     path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{numbers}{target.ending}"
+    if not args.data and (args.data_format or args.background):
+        raise UserError("--data-format and --background say how to read one's own data: add --data FOLDER")
     check_stack()
-    cfg = load_config(args.config, ("model",), cfg_options=parse_cfg_options(args.cfg_options))
+    data = OwnData(args.data, args.data_format, args.background) if args.data else None
+    cfg = load_config(args.config, ("model",), args.sample, parse_cfg_options(args.cfg_options), data)
     slower = None
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowerWarning)  # it comes when the file is there
@@ -77,6 +95,8 @@ def main() -> None:
                 calibration=args.calibration,
                 max_images=args.max_images,
                 overwrite=args.overwrite,
+                metric=not args.no_metric,
+                metric_images=args.metric_images,
             )
         except SlowerWarning as warning:
             slower = warning

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...data import innermost_datasets, type_name
 from ...errors import UserError
+from ...export import TARGETS, check_classes, check_fit
 from ...runs import build_runner, check_checkpoint, check_inputs, explain_config_faults, task_of
 from .. import read_run_config, run_parser
 
@@ -15,10 +17,14 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.runner import Runner
 
+    from ...runtime import Certificate
+
 
 def parse_args() -> Namespace:
     parser = run_parser("Test a detector or segmentor.")
-    parser.add_argument("checkpoint", help="checkpoint file, or its http(s) address")
+    parser.add_argument(
+        "checkpoint", help="checkpoint file, or its http(s) address; or a file that mmcare export wrote"
+    )
     parser.add_argument(
         "--out",
         help="write the predictions to this .pkl file (detection) or as label maps to this folder (segmentation)",
@@ -36,6 +42,9 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
+    exported = is_exported(args.checkpoint)
+    if exported:
+        refuse_options(args)
     cfg = read_run_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
     detection = task_of(cfg) == "detection"
     if args.show or args.show_dir:
@@ -49,16 +58,57 @@ def main() -> None:
     if args.reparameterize:
         switch_to_fast_form(cfg)
     # It would make MMEngine read the training data.
-    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) != "EarlyStoppingHook"]
-    check_checkpoint(args.checkpoint)
-    cfg.load_from = args.checkpoint
+    remove_hooks(cfg, "EarlyStoppingHook")
+    if exported:
+        certificate = switch_to_file(cfg, args.checkpoint)
+    else:
+        check_checkpoint(args.checkpoint)
+        cfg.load_from = args.checkpoint
     cfg.resume = False
     check_inputs(cfg, splits=("test",), weights=False)  # the weights come from the checkpoint
     with explain_config_faults(cfg, splits=("test",)):
         runner = build_runner(cfg, require_all=True)
+        if exported:
+            classes = tuple(runner.test_loop.dataloader.dataset.metainfo["classes"])
+            check_classes(certificate, classes, args.checkpoint)
         if args.out and detection:
             dump_detections(runner, args.out)
         runner.test()
+
+
+def is_exported(path: str) -> bool:
+    return Path(path).suffix.lower() in (target.ending for target in TARGETS.values())
+
+
+def refuse_options(args: Namespace) -> None:
+    """Raise UserError if there are options that an exported file has no use for."""
+    for option in ("tta", "reparameterize"):
+        if getattr(args, option):
+            raise UserError(f"--{option} is for a model in PyTorch, and {args.checkpoint} is an exported file: omit it")
+    if args.launcher != "none":
+        raise UserError(f"{args.checkpoint} is an exported file, which one process tests: omit --launcher")
+
+
+def switch_to_file(cfg: Config, path: str) -> Certificate:
+    """Replace a config's model with an exported file of it, and return the certificate of that.
+
+    Raises:
+        UserError: the file is of another model.
+        FileError: the file or its runtime cannot be used.
+    """
+    from ...runtime import open_file
+
+    certificate = open_file(path).certificate
+    check_fit(certificate, cfg, path)
+    cfg.model = dict(type="mmcare.ExportedModel", file=path)
+    cfg.load_from = None
+    cfg.compile = False
+    remove_hooks(cfg, "EMAHook", "ReparameterizeHook")  # they are for weights
+    return certificate
+
+
+def remove_hooks(cfg: Config, *names: str) -> None:
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) not in names]
 
 
 def visualize(cfg: Config, args: Namespace, detection: bool) -> None:

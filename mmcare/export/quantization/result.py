@@ -17,10 +17,10 @@ class Quantized:
 
     Attributes:
         content: as a target's ``convert`` returns it.
-        record: what was done and measured, as plain JSON, for the certificate's ``quantization``.
+        record: what was done and measured, as plain JSON, for the certificate's ``quantization``; None for float32.
         warning: one sentence if the file is not faster than the float32 one, with both figures.
     """
 
     content: bytes | Mapping[str, bytes]
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] | None
     warning: str | None = None
