@@ -77,7 +77,10 @@ TARGETS = {
         opsets=(18, 21),
         opset=20,
         form="plain",
-        quantizers={"fp16": Quantizer("mmcare.export.quantization.half", calibrated=False)},
+        quantizers={
+            "fp16": Quantizer("mmcare.export.quantization.half", calibrated=False),
+            "int8": Quantizer("mmcare.export.quantization.onnx_int8", calibrated=True, needs=("onnxruntime",)),
+        },
     ),
     "openvino": Target(
         "mmcare.export.openvino",
@@ -86,9 +89,12 @@ TARGETS = {
         ("onnx", "onnxscript", "openvino"),
         opsets=None,
         opset=None,
-        form="fast",
+        form="fast-whole",
         beside=(".bin",),
-        quantizers={"fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False)},
+        quantizers={
+            "fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False),
+            "int8": Quantizer("mmcare.export.quantization.openvino_int8", calibrated=True, needs=("nncf",)),
+        },
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
