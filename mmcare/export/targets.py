@@ -93,6 +93,9 @@ TARGETS = {
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
+PAGE = "web"
+"""What ``--format`` calls a page around an ONNX file, which :func:`mmcare.export.export_page` writes."""
+
 
 def check_options(
     name: str, part: str, opset: int | None, quantize: str | None = None, calibration: object = None
@@ -104,7 +107,8 @@ def check_options(
             numbers, or calibration pictures are missing.
     """
     if name not in TARGETS:
-        raise UserError(f"there is no format {name!r}: {closest(name, TARGETS, f'give one of {_list(TARGETS)}')}")
+        names = (*TARGETS, PAGE)
+        raise UserError(f"there is no format {name!r}: {closest(name, names, f'give one of {_list(names)}')}")
     if part not in PARTS:
         raise UserError(f"there is no part {part!r}: {closest(part, PARTS, f'give one of {_list(PARTS)}')}")
     target = TARGETS[name]
