@@ -99,6 +99,9 @@ TARGETS = {
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
+PAGE = "web"
+"""What ``--format`` calls a page around an ONNX file, which :func:`mmcare.export.export_page` writes."""
+
 
 def is_exported(path: str) -> bool:
     """Return whether a path has the ending of a target's files."""
@@ -115,7 +118,8 @@ def check_options(
             numbers, or calibration pictures are missing.
     """
     if name not in TARGETS:
-        raise UserError(f"there is no format {name!r}: {closest(name, TARGETS, f'give one of {_list(TARGETS)}')}")
+        names = (*TARGETS, PAGE)
+        raise UserError(f"there is no format {name!r}: {closest(name, names, f'give one of {_list(names)}')}")
     if part not in PARTS:
         raise UserError(f"there is no part {part!r}: {closest(part, PARTS, f'give one of {_list(PARTS)}')}")
     target = TARGETS[name]
