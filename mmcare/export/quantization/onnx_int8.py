@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from ..preparation import INPUT, Prepared
 from .agreement import Outputs
 from .layers import group_of
 from .result import Quantized
-from .search import COMPARED, Content, search
+from .search import COMPARED, Metric, search
 from .speed import compare_speed
 
 
@@ -28,7 +28,7 @@ def quantize(
     prepared: Prepared,
     opset: int,
     pictures: Sequence[np.ndarray],
-    metric: Callable[[Content], float] | None = None,
+    metric: Metric | None,
 ) -> Quantized:
     """Return the file, with the fewest blocks in float that hold the metric."""
     content = convert(prepared, opset)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import openvino
@@ -17,7 +17,7 @@ from ..preparation import INPUT, Prepared
 from .agreement import Outputs
 from .layers import group_of
 from .result import Quantized
-from .search import COMPARED, Content, search
+from .search import COMPARED, Content, Metric, search
 from .speed import compare_speed
 
 os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports its use to its makers
@@ -32,7 +32,7 @@ def quantize(
     prepared: Prepared,
     opset: None,
     pictures: Sequence[np.ndarray],
-    metric: Callable[[Content], float] | None = None,
+    metric: Metric | None,
 ) -> Quantized:
     """Return the two files, with the fewest blocks in float that hold the metric."""
     model = read(onnx.convert(prepared, ONNX_OPSET))
