@@ -32,7 +32,7 @@ def quantize(
 ) -> Quantized:
     """Return the file, with the fewest blocks in float that hold the metric."""
     content = convert(prepared, opset)
-    trials = _Trials(onnx.load_from_string(content), pictures)
+    trials = Trials(onnx.load_from_string(content), pictures)
     found = search(trials, metric)
     small = trials.content(found.floats)
     sessions = {"float32": _session(content), "int8": _session(small)}
@@ -49,8 +49,8 @@ def quantize(
     return Quantized(small, record, warning)
 
 
-class _Trials:
-    """See :class:`.search.Trials`.
+class Trials:
+    """Files of a model with some blocks in int8; see :class:`.search.Trials`.
 
     Calibration is done once, with all blocks in int8. To have a block in float, its convolutions are connected past
     the quantizers. The last convolutions of the heads stay in float, as quantizing their outputs would round the

@@ -36,7 +36,7 @@ def quantize(
 ) -> Quantized:
     """Return the two files, with the fewest blocks in float that hold the metric."""
     model = read(onnx.convert(prepared, ONNX_OPSET))
-    trials = _Trials(model, pictures)
+    trials = Trials(model, pictures)
     found = search(trials, metric)
     small = trials.quantized(found.floats)
     requests = {"float32": _request(model), "int8": _request(small)}
@@ -53,8 +53,8 @@ def quantize(
     return Quantized(serialize(small), record, warning)
 
 
-class _Trials:
-    """See :class:`.search.Trials`.
+class Trials:
+    """Files of a model with some blocks in int8; see :class:`.search.Trials`.
 
     Calibration is done once, with all blocks in int8. To have a block in float, its convolutions are connected past
     the ``FakeQuantize`` operators.
