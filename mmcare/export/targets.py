@@ -19,8 +19,8 @@ class Quantizer:
     """A way to smaller numbers.
 
     Attributes:
-        module: dotted path of the module whose ``quantize(prepared, opset, pictures)`` takes the place of the target's
-            ``convert``, see :mod:`mmcare.export.quantization`.
+        module: dotted path of the module whose ``quantize(prepared, opset, pictures, metric)`` takes the place of
+            the target's ``convert``, see :mod:`mmcare.export.quantization`.
         calibrated: whether it takes ranges from calibration pictures.
         needs: the packages that it imports besides the target's.
     """
