@@ -91,6 +91,8 @@ def export(
     if path.is_dir():
         raise UserError(f"{path} is a folder: give another name with -o")
     _check_free([path.with_suffix(ending) for ending in (chosen.ending, *chosen.beside)], overwrite)
+    if dynamic and not chosen.dynamic:
+        raise UserError(f"{target} files take images of one size: give --shape and --batch instead of --dynamic")
     if dynamic and (shape or batch != 1):
         raise UserError("a dynamic file takes any number and size of images: omit --shape and --batch, or --dynamic")
     if batch < 1:

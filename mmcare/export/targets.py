@@ -48,6 +48,7 @@ class Target:
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
         detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
             detector has them in plain tensor operations.
+        dynamic: whether its files can take any number and size of images.
         beside: the endings of further files of the same name, which belong to a file.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
@@ -60,6 +61,7 @@ class Target:
     opset: int | None
     form: str
     detection_operators: bool = True
+    dynamic: bool = True
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 
@@ -95,6 +97,17 @@ TARGETS = {
             "fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False),
             "int8": Quantizer("mmcare.export.quantization.openvino_int8", calibrated=True, needs=("nncf",)),
         },
+    ),
+    "executorch": Target(
+        "mmcare.export.executorch",
+        ".pte",
+        "executorch",
+        ("executorch",),
+        opsets=None,
+        opset=None,
+        form="plain",
+        detection_operators=False,
+        dynamic=False,
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
