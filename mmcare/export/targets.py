@@ -109,6 +109,17 @@ TARGETS = {
         detection_operators=False,
         dynamic=False,
     ),
+    "litert": Target(
+        "mmcare.export.litert",
+        ".tflite",
+        "litert",
+        ("litert_torch",),
+        opsets=None,
+        opset=None,
+        form="fast-whole",
+        detection_operators=False,
+        dynamic=False,
+    ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
