@@ -79,7 +79,7 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
     open_ = torch.cat((there, there), dim=1)  # (B, 2, N): not suppressed by what may remain, and by what does for sure
     kept = []
     for start in range(0, count, BLOCK):
-        over = _overlap(boxes[:, start : start + BLOCK], boxes[:, start:], iou).to(boxes.dtype)
+        over = overlap(boxes[:, start : start + BLOCK], boxes[:, start:], iou).to(boxes.dtype)
         size = over.shape[1]
         inside, after = over[..., :size].triu(1), over[..., size:]
         surely, maybe = open_[..., :size].split(1, dim=1)
@@ -99,7 +99,7 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
     return scores, order.gather(1, chosen)
 
 
-def _overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
+def overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
     """Return whether the IoU is larger, as mmcv computes it: (B, N, 4) and (B, M, 4) → (B, N, M)."""
     start, end = some.unsqueeze(2).split(2, dim=-1)
     other_start, other_end = others.unsqueeze(1).split(2, dim=-1)
