@@ -201,6 +201,19 @@ def test_an_image_that_does_not_fit_a_file_is_told(measured, tool):
     )
 
 
+def test_that_test_images_do_not_fit_is_told_before_the_conversion(measured, in_process, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = measured("semantic_fpn")
+    options = ["--shape", 64, "-o", "a.onnx"]
+    status, printed = in_process(load_tool("export").main, "export.py", given.config, given.model.checkpoint, *options)
+    assert (status, printed.err) == (
+        2,
+        "error: an image of 96×128 does not fit a.onnx, which takes 64×64: export with --shape 128 or larger sides, or "
+        "where the format has it with --dynamic\n",
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_data_is_told_with_the_ways_around(exported, refusal, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = exported("care", "retinanet")
@@ -223,9 +236,9 @@ def test_data_of_other_classes_is_told(measured, tool, in_process, tmp_path):
         f"error: {given.file} has the classes 0, 1, 2, 3, 4, and the test data 0, 1, 2, 4, 3: {advice}"
     )
     export = load_tool("export").main
-    assert in_process(export, "export.py", config, given.model.checkpoint, "-o", "a.onnx")[1].err.splitlines()[-1] == (
-        f"error: the test data has the classes 0, 1, 2, 4, 3, and the checkpoint 0, 1, 2, 3, 4: {advice}, or --no-metric"
-    )
+    told = in_process(export, "export.py", config, given.model.checkpoint, "-o", "a.onnx")[1].err.splitlines()[-1]
+    advice += ", or --no-metric"
+    assert told == (f"error: the test data has the classes 0, 1, 2, 4, 3, and the checkpoint 0, 1, 2, 3, 4: {advice}")
     assert not (tmp_path / "a.onnx").exists()
 
 
