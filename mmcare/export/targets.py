@@ -19,8 +19,8 @@ class Quantizer:
     """A way to smaller numbers.
 
     Attributes:
-        module: dotted path of the module whose ``quantize(prepared, opset, pictures)`` takes the place of the target's
-            ``convert``, see :mod:`mmcare.export.quantization`.
+        module: dotted path of the module whose ``quantize(prepared, opset, pictures, metric)`` takes the place of
+            the target's ``convert``, see :mod:`mmcare.export.quantization`.
         calibrated: whether it takes ranges from calibration pictures.
         needs: the packages that it imports besides the target's.
     """
@@ -115,6 +115,14 @@ TARGETS = {
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
+PAGE = "web"
+"""What ``--format`` calls a page around an ONNX file, which :func:`mmcare.export.export_page` writes."""
+
+
+def is_exported(path: str) -> bool:
+    """Return whether a path has the ending of a target's files."""
+    return path.lower().endswith(tuple(target.ending for target in TARGETS.values()))
+
 
 def check_options(
     name: str, part: str, opset: int | None, quantize: str | None = None, calibration: object = None
@@ -126,7 +134,8 @@ def check_options(
             numbers, or calibration pictures are missing.
     """
     if name not in TARGETS:
-        raise UserError(f"there is no format {name!r}: {closest(name, TARGETS, f'give one of {_list(TARGETS)}')}")
+        names = (*TARGETS, PAGE)
+        raise UserError(f"there is no format {name!r}: {closest(name, names, f'give one of {_list(names)}')}")
     if part not in PARTS:
         raise UserError(f"there is no part {part!r}: {closest(part, PARTS, f'give one of {_list(PARTS)}')}")
     target = TARGETS[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from ..preparation import INPUT, Prepared
 from .agreement import Outputs
 from .layers import group_of
 from .result import Quantized
-from .search import COMPARED, Content, search
+from .search import COMPARED, Metric, search
 from .speed import compare_speed
 
 
@@ -28,11 +28,11 @@ def quantize(
     prepared: Prepared,
     opset: int,
     pictures: Sequence[np.ndarray],
-    metric: Callable[[Content], float] | None = None,
+    metric: Metric | None,
 ) -> Quantized:
     """Return the file, with the fewest blocks in float that hold the metric."""
     content = convert(prepared, opset)
-    trials = _Trials(onnx.load_from_string(content), pictures)
+    trials = Trials(onnx.load_from_string(content), pictures)
     found = search(trials, metric)
     small = trials.content(found.floats)
     sessions = {"float32": _session(content), "int8": _session(small)}
@@ -49,8 +49,8 @@ def quantize(
     return Quantized(small, record, warning)
 
 
-class _Trials:
-    """See :class:`.search.Trials`.
+class Trials:
+    """Files of a model with some blocks in int8; see :class:`.search.Trials`.
 
     Calibration is done once, with all blocks in int8. To have a block in float, its convolutions are connected past
     the quantizers. The last convolutions of the heads stay in float, as quantizing their outputs would round the

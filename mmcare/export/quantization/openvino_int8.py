@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import openvino
@@ -17,7 +17,7 @@ from ..preparation import INPUT, Prepared
 from .agreement import Outputs
 from .layers import group_of
 from .result import Quantized
-from .search import COMPARED, Content, search
+from .search import COMPARED, Content, Metric, search
 from .speed import compare_speed
 
 os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports its use to its makers
@@ -32,11 +32,11 @@ def quantize(
     prepared: Prepared,
     opset: None,
     pictures: Sequence[np.ndarray],
-    metric: Callable[[Content], float] | None = None,
+    metric: Metric | None,
 ) -> Quantized:
     """Return the two files, with the fewest blocks in float that hold the metric."""
     model = read(onnx.convert(prepared, ONNX_OPSET))
-    trials = _Trials(model, pictures)
+    trials = Trials(model, pictures)
     found = search(trials, metric)
     small = trials.quantized(found.floats)
     requests = {"float32": _request(model), "int8": _request(small)}
@@ -53,8 +53,8 @@ def quantize(
     return Quantized(serialize(small), record, warning)
 
 
-class _Trials:
-    """See :class:`.search.Trials`.
+class Trials:
+    """Files of a model with some blocks in int8; see :class:`.search.Trials`.
 
     Calibration is done once, with all blocks in int8. To have a block in float, its convolutions are connected past
     the ``FakeQuantize`` operators.

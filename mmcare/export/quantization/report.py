@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def sensitivity_table(record: Mapping[str, Any]) -> str:
@@ -22,15 +20,18 @@ def sensitivity_table(record: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             tabulate(rows, ("block", "error when it alone is int8", "written as"), tablefmt="github"),
-            f"{held['measure']}: {held['float32']:.3f} in float32, {held['int8']:.3f} all in int8, "
-            f"{held['chosen']:.3f} as written",
+            *(
+                f"{name}: {value:.4f} in float32, {held['int8'].get(name, 0):.4f} all in int8, "
+                f"{held['written'].get(name, 0):.4f} as written"
+                for name, value in held["float32"].items()
+            ),
             f"time of one batch: {latency['float32_ms']:.1f} ms in float32, {latency['int8_ms']:.1f} ms as written",
         )
     )
 
 
-def sensitivity_plot(record: Mapping[str, Any]) -> Figure:
-    """Draw the errors of a record of quantization as bars."""
+def sensitivity_plot(record: Mapping[str, Any]) -> bytes:
+    """Return a PNG picture of the errors in a record of quantization, as bars."""
     from matplotlib.figure import Figure
 
     errors, floats = record["sensitivity"], record["float_layers"]
@@ -42,4 +43,6 @@ def sensitivity_plot(record: Mapping[str, Any]) -> Figure:
     axes.margins(y=0.01)
     axes.tick_params(axis="y", labelsize=7)
     axes.set_xlabel("relative error of the heads' maps when the block alone is int8, in %; orange stays in float32")
-    return figure
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
