@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean distclean
+.PHONY: help setup demo browser test lint format clean distclean
 
 # Run the interpreter to find it, as a version manager may put a python3.11 on the path that it refuses to run.
 PYTHON ?= $(shell python3.11 -c "import sys; print(sys.executable)" 2>/dev/null || echo python3)
@@ -27,6 +27,7 @@ DEMO_AMP := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo --amp
 help:
 	@echo "make demo       train a detector on generated pictures, test it, draw its detections and curves"
 	@echo "make test       run the tests (TESTS=tests/package for some of them, ARGS='-k name' for pytest options)"
+	@echo "make browser    install Chromium and npm for the tests, as root on Debian; without them some are skipped"
 	@echo "make lint       check style and formatting; make format fixes them"
 	@echo "make setup      only set up the environment, $(VENV)"
 	@echo "make clean      remove caches and build files; make distclean also removes the environments"
@@ -52,7 +53,7 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
-    requirements/lint.txt setup.py \
+    requirements/executorch.txt requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
@@ -68,9 +69,18 @@ demo: setup
 	@echo "Curves:     $(DEMO)/curves.png"
 	@echo "Checkpoint: $$(cat $(DEMO)/last_checkpoint)"
 
+# What the tests of `mmcare export --format web` need besides; without it they are skipped.
+browser:
+	@missing="$$(command -v chromium >/dev/null || echo chromium) $$(command -v npm >/dev/null || echo npm)"; \
+	if [ -n "$${missing// }" ]; then \
+	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q \
+	      && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; } \
+	    || echo "warning: the page for browsers will not be tested, for want of $$missing: install it" >&2; \
+	fi
+
 # One process for each core, with one thread each: with more threads than cores, tests take many times longer.
 # The tests of a file run in one process, as they share fixtures.
-test: setup
+test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS) $(ARGS)
 
 # Linting needs only ruff, in a separate environment.

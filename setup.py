@@ -42,6 +42,7 @@ setup(
         *find_packages(include=["mmcare", "mmcare.*"]),
         *(f"mmcare.configs.{name}" for name in find_namespace_packages("configs", exclude=["*__pycache__"])),
     ],
+    package_data={"mmcare.export.web": ["*.html", "*.css", "*.js"]},
     entry_points={"console_scripts": ["mmcare=mmcare.__main__:main"]},
     # No mm package here: each exists as two distributions that overwrite each other, and only the user knows which of
     # them is installed. `python -m mmcare.stack` examines what is there.
@@ -65,12 +66,14 @@ setup(
         "data": requirements("data"),
         "onnx": requirements("onnx"),
         "openvino": [*requirements("onnx"), *requirements("openvino")],
+        "executorch": requirements("executorch"),
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [
             *requirements("test"),
             *requirements("data"),
             *requirements("onnx"),
             *requirements("openvino"),
+            *requirements("executorch"),
             *requirements("lint"),
         ],
     },

@@ -1,6 +1,7 @@
 """Time the forms of backbones in each runtime beside PyTorch: ``python docs/export.py -o forms.md`` writes a table.
 
-Weights are random. Each form and target is a file of its own. Calls take turns, and one session is open at a time, as
+Weights are random. Each form and target is a file of its own, and with ``--numbers`` so is what OpenVINO computes in
+bf16 and with all blocks in int8. Calls take turns, and one session is open at a time, as
 the threads of others would wait in a loop. A target whose packages are missing is left out.
 """
 
@@ -38,6 +39,8 @@ CALLS = 3
 CEILING, PYTORCH = ("", "a large matrix product"), ("", "PyTorch, plain")
 Key = tuple[str, str]
 """The names of a target and a form."""
+File = tuple[Path, str | None]
+"""A file and the precision in which its runtime computes it."""
 
 
 def main() -> None:
@@ -53,6 +56,7 @@ def main() -> None:
         action="store_true",
         help="measure the processor's time instead of the clock's: on a busy machine, with --threads 1",
     )
+    parser.add_argument("--numbers", action="store_true", help="time bf16 and int8 in OpenVINO, too, with its own form")
     parser.add_argument("-o", "--out", type=Path, help="Markdown file to write, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -60,16 +64,16 @@ def main() -> None:
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for config in args.configs:
-            paths = dict(convert(config, args, Path(folder)))
-            times = take_turns(config, paths, args, clock)
+            files = dict(convert(config, args, Path(folder)))
+            times = take_turns(config, files, args, clock)
             parts.append(table(config, times, args))
             print(parts[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join(parts))
 
 
-def convert(config: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[Key, Path]]:
-    """Write a file for each target and form."""
+def convert(config: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[Key, File]]:
+    """Write a file for each target and form, and tell its precision."""
     for name in args.targets:
         try:
             target = check_options(name, "backbone", None)
@@ -87,11 +91,31 @@ def convert(config: str, args: argparse.Namespace, folder: Path) -> Iterator[tup
             except Exception as error:  # an exporter that does not take the form, with an error of its own
                 print(f"{name} does not take {form}: {str(error).splitlines()[:1]}", file=sys.stderr)
                 continue
-            files = content if isinstance(content, dict) else {target.ending: content}
-            for ending, data in files.items():
-                stem.with_suffix(ending).write_bytes(data)
+            path = write(content, stem, target.ending)
             print(f"{config}: converted {form} to {name}", file=sys.stderr)
-            yield (name, form), stem.with_suffix(target.ending)
+            yield (name, form), (path, None)
+            if args.numbers and (name, form) == ("openvino", target.form):
+                yield ("openvino, bf16", form), (path, "bf16")
+                small = quantized(path, args.shape)
+                yield ("openvino, int8", form), (write(small, folder / f"{stem.name}_int8", target.ending), None)
+
+
+def write(content: bytes | dict[str, bytes], stem: Path, ending: str) -> Path:
+    """Write the files of a target, and return the one with its ending."""
+    for each, data in (content if isinstance(content, dict) else {ending: content}).items():
+        stem.with_suffix(each).write_bytes(data)
+    return stem.with_suffix(ending)
+
+
+def quantized(path: Path, side: int) -> dict[str, bytes]:
+    """Return the content of an OpenVINO file with all blocks in int8, for ranges from squares of random colours."""
+    import openvino
+
+    from mmcare.export.quantization.openvino_int8 import Trials
+
+    colours = np.random.RandomState(1).rand(4, 1, 3, side // 32, side // 32).astype(np.float32) * 255
+    pictures = [picture.repeat(32, 2).repeat(32, 3) for picture in colours]
+    return Trials(openvino.Core().read_model(path), pictures).content(())
 
 
 def build(config: str) -> torch.nn.Module:
@@ -106,7 +130,7 @@ def build(config: str) -> torch.nn.Module:
 
 
 def take_turns(
-    config: str, paths: dict[Key, Path], args: argparse.Namespace, clock: Callable[[], float]
+    config: str, files: dict[Key, File], args: argparse.Namespace, clock: Callable[[], float]
 ) -> dict[Key, list[float]]:
     """Return the times of the calls of each file, of PyTorch's plain form and of a large matrix product, in seconds."""
     image = np.random.RandomState(0).rand(1, 3, args.shape, args.shape).astype(np.float32) * 255
@@ -115,8 +139,8 @@ def take_turns(
         CEILING: partial(ceiling_product, "cpu"),
         PYTORCH: lambda: partial(plain, torch.from_numpy(image)),
     }
-    for key, path in paths.items():
-        openers[key] = partial(_opened, path, args.threads, image)
+    for key, (path, precision) in files.items():
+        openers[key] = partial(_opened, path, args.threads, precision, image)
     times = defaultdict(list)
     for number in range(args.rounds):
         order = list(openers)
@@ -133,8 +157,8 @@ def take_turns(
     return {key: times[key] for key in openers}
 
 
-def _opened(path: Path, threads: int, image: np.ndarray) -> Callable[[], object]:
-    return partial(open_session(path, threads, None).run, image)
+def _opened(path: Path, threads: int, precision: str | None, image: np.ndarray) -> Callable[[], object]:
+    return partial(open_session(path, threads, precision).run, image)
 
 
 def table(config: str, times: dict[Key, list[float]], args: argparse.Namespace) -> str:
@@ -153,7 +177,7 @@ def table(config: str, times: dict[Key, list[float]], args: argparse.Namespace) 
     command = f"python docs/export.py {config} --shape {args.shape} --threads {args.threads} --rounds {args.rounds}"
     shown = tabulate(rows, ("target", "form", kind, "speed", "ceiling"), tablefmt="github")
     note = f"{machine('cpu')}; {ceiling / 1e9:.0f} GFLOP/s in a large matrix product."
-    return f"`{command}{' --cpu-time' * args.cpu_time}`\n\n{shown}\n\n{note}\n"
+    return f"`{command}{' --numbers' * args.numbers}{' --cpu-time' * args.cpu_time}`\n\n{shown}\n\n{note}\n"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 from .errors import UserError
@@ -84,6 +85,40 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                     ) from error
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror or error}") from error
+
+
+def write_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder, which appears whole, and replaces a folder that is there; create missing parent folders.
+
+    Args:
+        path: the folder.
+        files: the contents by the names in the folder, with ``/`` between a subfolder and a name.
+
+    Raises:
+        UserError: the folder cannot be written. An older one at the path is unchanged.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
+            new, old = Path(work) / "new", Path(work) / "old"
+            for name, content in files.items():
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                with (new / name).open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+    except OSError as error:
+        size = sum(map(len, files.values())) / 2**20
+        raise UserError(f"{path} ({size:.1f} MiB) cannot be written: {error.strerror or error}") from error
 
 
 def write_picture(figure: Figure, path: str | Path) -> None:

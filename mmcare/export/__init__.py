@@ -6,6 +6,18 @@ Importing this package is cheap: torch and a target's packages are imported when
 from .exporting import export
 from .fitting import check_classes, check_fit
 from .quantization import SlowerWarning
-from .targets import PARTS, TARGETS, check_options
+from .targets import PAGE, PARTS, TARGETS, check_options, is_exported
+from .web import export_page
 
-__all__ = ["PARTS", "TARGETS", "SlowerWarning", "check_classes", "check_fit", "check_options", "export"]
+__all__ = [
+    "PAGE",
+    "PARTS",
+    "TARGETS",
+    "SlowerWarning",
+    "check_classes",
+    "check_fit",
+    "check_options",
+    "export",
+    "export_page",
+    "is_exported",
+]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from ...data.own import BACKGROUNDS, FORMATS, OwnData
 from ...errors import UserError
-from ...export import PARTS, TARGETS, SlowerWarning, check_options, export
+from ...export import PAGE, PARTS, TARGETS, SlowerWarning, check_options, export, export_page
 from ...runs import load_config
 from ...stack import check_stack
 from .. import Parser, add_cfg_options, add_shape, parse_cfg_options
@@ -25,7 +26,12 @@ def parse_args() -> Namespace:
     )
     parser.add_argument("config", help="config file, or a name that mmcare --help lists")
     parser.add_argument("checkpoint", help="checkpoint file, or its http(s) address")
-    parser.add_argument("--format", default="onnx", help=f"{', '.join(TARGETS)} (default: %(default)s)")
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        help=f"{', '.join(TARGETS)}; or {PAGE}, a folder with a page that runs the model in a browser (default: "
+        "%(default)s)",
+    )
     parser.add_argument(
         "--part",
         default="model",
@@ -48,6 +54,12 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="file to write (default: in work_dirs/export, after the config)"
     )
+    parser.add_argument(
+        "--onnxruntime-web",
+        type=Path,
+        metavar="PACKAGE",
+        help=f"with --format {PAGE}: the package of npm, as a .tgz or a folder (default: from the cache, or from npm)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
@@ -68,24 +80,30 @@ def parse_args() -> Namespace:
 
 def main() -> None:
     args = parse_args()
-    target = check_options(args.format, args.part, args.opset, args.quantize, args.calibration)
+    is_page = args.format == PAGE
+    target = check_options("onnx" if is_page else args.format, args.part, args.opset, args.quantize, args.calibration)
+    ending = "" if is_page else target.ending
     part = "" if args.part == PARTS[0] else f"_{args.part}"
     numbers = f"_{args.quantize}" if args.quantize else ""
-    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{numbers}{target.ending}"
+    path = args.out or Path("work_dirs/export") / f"{Path(args.config).stem}{part}{numbers}{ending}"
     if not args.data and (args.data_format or args.background):
         raise UserError("--data-format and --background say how to read one's own data: add --data FOLDER")
+    if args.onnxruntime_web and not is_page:
+        raise UserError(f"--onnxruntime-web is what a page runs the model with: add --format {PAGE}, or omit it")
     check_stack()
     data = OwnData(args.data, args.data_format, args.background) if args.data else None
     cfg = load_config(args.config, ("model",), args.sample, parse_cfg_options(args.cfg_options), data)
+    write = partial(export, target=args.format)
+    if is_page:
+        write = partial(export_page, onnxruntime_web=args.onnxruntime_web)
     slower = None
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowerWarning)  # it comes when the file is there
         try:
-            export(
+            write(
                 cfg,
                 args.checkpoint,
                 path,
-                target=args.format,
                 part=args.part,
                 shape=args.shape,
                 batch=args.batch,
@@ -100,7 +118,8 @@ def main() -> None:
             )
         except SlowerWarning as warning:
             slower = warning
-    print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    size = sum(file.stat().st_size for file in (path.rglob("*") if is_page else [path]) if file.is_file())
+    print(f"{path} ({size / 2**20:.1f} MiB)")
     if slower:
         print(f"warning: {slower}", file=sys.stderr)
         sys.exit(NOT_FASTER)
