@@ -126,7 +126,7 @@ def pool(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) 
     table = torch.cat([values.flatten(2) for values in maps], dim=2).transpose(1, 2).flatten(0, 1)  # (B · pixels, C)
     levels = extractor.map_roi_levels(rois, len(maps))
     most = _most_pixels(extractor, sizes)
-    together = max(1, POOLED // (most * table.shape[1]))
+    together = min(len(rois), max(1, POOLED // (most * table.shape[1])))
     parts = zip(rois.split(together), levels.split(together), strict=True)
     return torch.cat([_pool(extractor, table, sizes, most, *part) for part in parts])
 
@@ -159,10 +159,11 @@ def _pool(
     """Pool regions (R, 5) of levels (R,) that need ``most`` pixels or fewer of a table (B · pixels, C)."""
     layer = extractor.roi_layers[0]
     areas = [height * width for height, width in sizes]
-    begins = levels.new_tensor([sum(areas[:level]) for level in range(len(sizes))])[levels]
+    begins = levels.new_tensor([sum(areas[:level]) for level in range(len(sizes))]).index_select(0, levels)
     begins = begins + rois[:, 0].long() * sum(areas)
-    scales = rois.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])[levels].unsqueeze(1)
-    size = rois.new_tensor(sizes)[levels]  # (R, 2): here and below, first y, then x
+    scales = rois.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])
+    scales = scales.index_select(0, levels).unsqueeze(1)
+    size = rois.new_tensor(sizes).index_select(0, levels)  # (R, 2): here and below, first y, then x
     corners = rois[:, 1:] * scales - (0.5 if layer.aligned else 0.0)
     start, extent = corners[:, :2].flip(1), (corners[:, 2:] - corners[:, :2]).flip(1)
     if not layer.aligned:
