@@ -93,10 +93,8 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
         if start + size < count:
             open_ = torch.relu(open_[..., size:] - torch.cat((upper, lower), dim=1).bmm(after))
     scores = torch.where(torch.cat(kept, dim=1) > 0.5, scores, DROPPED)
-    missing = max(0, most - count)
-    scores, chosen = F.pad(scores, (0, missing), value=DROPPED).topk(most)
-    order = F.pad(order, (0, missing))
-    return scores, order.gather(1, chosen)
+    scores, chosen = F.pad(scores, (0, max(0, most - count)), value=DROPPED).topk(most)
+    return scores, order.gather(1, chosen.clamp(max=count - 1))
 
 
 def overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
