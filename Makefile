@@ -53,7 +53,7 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
-    requirements/executorch.txt requirements/litert.txt requirements/litert-torch.txt \
+    requirements/executorch.txt requirements/litert.txt requirements/litert-torch.txt requirements/coreml.txt \
     requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt

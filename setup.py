@@ -67,6 +67,7 @@ setup(
         "onnx": requirements("onnx"),
         "openvino": [*requirements("onnx"), *requirements("openvino")],
         "executorch": requirements("executorch"),
+        "coreml": requirements("coreml"),
         "litert": [*requirements("litert"), *requirements("litert-torch")],
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [
@@ -76,6 +77,7 @@ setup(
             *requirements("openvino"),
             *requirements("executorch"),
             *requirements("litert"),
+            *requirements("coreml"),
             *requirements("lint"),
         ],
     },

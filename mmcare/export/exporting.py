@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import clear_leftovers, write_files
+from ..files import clear_leftovers, write_files, write_folder
 from ..runs import Evaluation, load_config, missing_inputs
 from ..stack import check_stack
 from .quantization import Quantized, SlowerWarning
@@ -88,7 +88,7 @@ def export(
     path = Path(path)
     if path.suffix.lower() != chosen.ending:
         raise UserError(f"{path} does not end in {chosen.ending}: give another name with -o")
-    if path.is_dir():
+    if path.is_dir() and not chosen.folder:
         raise UserError(f"{path} is a folder: give another name with -o")
     _check_free([path.with_suffix(ending) for ending in (chosen.ending, *chosen.beside)], overwrite)
     if dynamic and not chosen.dynamic:
@@ -109,7 +109,8 @@ def export(
     from .quantization.report import sensitivity_plot, sensitivity_table
 
     cfg = config if isinstance(config, Config) else load_config(str(config), ("model",))
-    metric = metric and part == PARTS[0]
+    runs = chosen.ending in ENDINGS
+    metric = metric and part == PARTS[0] and runs
     if metric:
         _check_data(cfg)
     model = copy.deepcopy(cfg.model)
@@ -130,7 +131,7 @@ def export(
 
     def score(content: bytes | Mapping[str, bytes]) -> dict[str, float]:
         certificate = certify(Quantized(content, {"kind": quantize}))
-        with _opened(certificate, _by_name(content, path), path.name) as file:
+        with _opened(certificate, _by_name(content, path, chosen.folder), path.name) as file:
             return evaluation(ExportedModel(file).test_step, f"a file in {quantize}")
 
     say(f"converting the {part} to {target}")
@@ -143,20 +144,23 @@ def export(
             pictures = read_pictures(calibration, trained.transforms, prepared, most)
         quantizer = chosen.quantizers[quantize].load()
         made = quantizer.quantize(prepared, opset or chosen.opset, pictures, score if metric else None)
-    files = _by_name(made.content, path)
+    files = _by_name(made.content, path, chosen.folder)
     certificate = certify(made)
-    if chosen.ending in ENDINGS:  # otherwise it cannot be run here
+    if runs:
         with _opened(certificate, files, path.name) as file:
             certificate = measure(certificate, file, reference, trained, shape, evaluation)
-    final = {
-        path.with_name(name): content for name, content in attach_certificate(certificate, files, path.name).items()
-    }
+    else:
+        say(f"the file is not run, as there is no runtime for {target} here: nothing is measured")
+    final = {path.parent / name: content for name, content in attach_certificate(certificate, files, path.name).items()}
     if made.record and "sensitivity" in made.record:
         say(sensitivity_table(made.record))
         final = {path.with_name(f"{path.stem}_sensitivity.png"): sensitivity_plot(made.record), **final}
     _check_free(final, overwrite)
     for each in final:
         clear_leftovers(each.parent, of=each.name)
+    if chosen.folder:
+        inside = {name: final.pop(path.parent / name) for name in files}
+        write_folder(path, {name.removeprefix(f"{path.name}/"): content for name, content in inside.items()})
     write_files(final)
     if made.warning:
         warnings.warn(made.warning, SlowerWarning, stacklevel=2)
@@ -210,8 +214,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")
 
 
-def _by_name(content: bytes | Mapping[str, bytes], path: Path) -> dict[str, bytes]:
+def _by_name(content: bytes | Mapping[str, bytes], path: Path, folder: bool) -> dict[str, bytes]:
     """Return the content of each file of a target by its name; the one of the path comes last."""
     files = content if isinstance(content, Mapping) else {path.suffix: content}
+    if folder:
+        return {f"{path.name}/{name}": files[name] for name in files}
     named = {path.with_suffix(ending).name: files[ending] for ending in files}
     return {name: named[name] for name in sorted(named, key=path.name.__eq__)}

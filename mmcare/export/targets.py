@@ -50,6 +50,7 @@ class Target:
             detector has them in plain tensor operations.
         dynamic: whether its files can take any number and size of images.
         beside: the endings of further files of the same name, which belong to a file.
+        folder: whether it is a folder, whose files ``convert`` returns by their names inside of it.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
 
@@ -63,6 +64,7 @@ class Target:
     detection_operators: bool = True
     dynamic: bool = True
     beside: tuple[str, ...] = ()
+    folder: bool = False
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 
     def load(self) -> ModuleType:
@@ -120,6 +122,18 @@ TARGETS = {
         opsets=None,
         opset=None,
         form="fast-whole",
+        detection_operators=False,
+        dynamic=False,
+    ),
+    "coreml": Target(
+        "mmcare.export.coreml",
+        ".mlpackage",
+        "coreml",
+        ("coremltools",),
+        opsets=None,
+        opset=None,
+        form="plain",
+        folder=True,
         detection_operators=False,
         dynamic=False,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 
 @contextmanager
@@ -17,10 +17,9 @@ def silent_stderr() -> Iterator[None]:
     sys.stderr.flush()
     saved = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             os.dup2(nowhere.fileno(), 2)
-        yield
+            yield
     finally:
-        sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)

@@ -118,7 +118,7 @@ def main() -> None:
             )
         except SlowerWarning as warning:
             slower = warning
-    size = sum(file.stat().st_size for file in (path.rglob("*") if is_page else [path]) if file.is_file())
+    size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
     print(f"{path} ({size / 2**20:.1f} MiB)")
     if slower:
         print(f"warning: {slower}", file=sys.stderr)
