@@ -108,6 +108,9 @@ TARGETS = {
         form="plain",
         detection_operators=False,
         dynamic=False,
+        quantizers={
+            "int8": Quantizer("mmcare.export.quantization.executorch_int8", calibrated=True, needs=("torchao",)),
+        },
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
