@@ -112,6 +112,17 @@ TARGETS = {
             "int8": Quantizer("mmcare.export.quantization.executorch_int8", calibrated=True, needs=("torchao",)),
         },
     ),
+    "litert": Target(
+        "mmcare.export.litert",
+        ".tflite",
+        "litert",
+        ("litert_torch",),
+        opsets=None,
+        opset=None,
+        form="fast-whole",
+        detection_operators=False,
+        dynamic=False,
+    ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
