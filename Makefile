@@ -53,7 +53,7 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
-    requirements/lint.txt setup.py \
+    requirements/executorch.txt requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
@@ -80,7 +80,7 @@ browser:
 
 # One process for each core, with one thread each: with more threads than cores, tests take many times longer.
 # The tests of a file run in one process, as they share fixtures.
-test: setup
+test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS) $(ARGS)
 
 # Linting needs only ruff, in a separate environment.

@@ -66,12 +66,14 @@ setup(
         "data": requirements("data"),
         "onnx": requirements("onnx"),
         "openvino": [*requirements("onnx"), *requirements("openvino")],
+        "executorch": requirements("executorch"),
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [
             *requirements("test"),
             *requirements("data"),
             *requirements("onnx"),
             *requirements("openvino"),
+            *requirements("executorch"),
             *requirements("lint"),
         ],
     },

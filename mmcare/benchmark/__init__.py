@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "ExportedSubject": "exported",
     "FORMS": "forms",
     "PEERS": "peers",
     "Row": "table",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..runs import is_config
 from .forms import check_form
 from .subjects import Subject
+
+if TYPE_CHECKING:
+    from .exported import ExportedSubject
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,13 @@ class Case:
 
     Attributes:
         subject: name of the subject; see :func:`~mmcare.benchmark.subjects.resolve`.
-        part: ``"whole"`` or ``"backbone"``.
-        form: see :data:`~mmcare.benchmark.forms.STEPS`.
+        part: ``"whole"`` or ``"backbone"``; of an exported file also ``"model"``, the whole with its decoding.
+        form: see :data:`~mmcare.benchmark.forms.STEPS`; of an exported file its format.
         batch: images in a batch.
         shape: height and width of the images.
         device: ``"cpu"`` or ``"cuda"``.
         training: include a backward pass.
+        exported: whether the subject is an exported file.
     """
 
     subject: str
@@ -32,6 +37,7 @@ class Case:
     shape: tuple[int, int]
     device: str
     training: bool
+    exported: bool = False
 
     def __str__(self) -> str:
         within = is_config(self.subject) or is_config(self.subject.rpartition("@")[0])
@@ -40,7 +46,7 @@ class Case:
 
 
 def plan(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Subject | ExportedSubject],
     forms: Sequence[str],
     batch: int,
     shapes: Sequence[tuple[int, int]],
@@ -51,7 +57,7 @@ def plan(
 
     Args:
         subjects, forms: each subject is measured in each form; the plain and reparameterized forms are for mmcare's
-            models only.
+            models only. Exported files have one of their own.
         batch: images in a batch.
         shapes: heights and widths of the images; empty for each subject's usual shape.
         device: ``"cpu"`` or ``"cuda"``.
@@ -63,6 +69,9 @@ def plan(
     steps = {form: set(check_form(form, training, device)) for form in forms}
     cases = []
     for subject in subjects:
+        if not isinstance(subject, Subject):
+            cases += subject.plan(batch, shapes, device, training)
+            continue
         own = [form for form in steps if subject.is_ours or not {"plain", "reparameterized"} & steps[form]]
         if not own:
             raise UserError(

@@ -19,6 +19,7 @@ import torch
 from mmengine.utils import ProgressBar
 
 from .cases import Case
+from .exported import ExportedStep, ExportedSubject
 from .memory import report_out_of_memory
 from .processes import ask, new_process
 from .steps import Step
@@ -26,11 +27,13 @@ from .subjects import Subject, resolve
 from .table import Row
 from .timing import Findings, ceiling_product, examine, interleaved, product_flops, timed_again
 
-_steps: dict[Case, Step] = {}
+_steps: dict[Case, Step | ExportedStep] = {}
 """The prepared steps of a measuring process."""
 
 
-def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, warmup: int) -> list[Row]:
+def measure(
+    cases: Sequence[Case], subjects: Sequence[Subject | ExportedSubject], repeats: int, warmup: int
+) -> list[Row]:
     """Measure cases side by side, and report progress on standard error.
 
     On the CPU each case has its own process: how often glibc takes memory from the system and returns it, and so how
@@ -94,6 +97,7 @@ def measure(cases: Sequence[Case], subjects: Sequence[Subject], repeats: int, wa
                 kept=findings.kept,
                 ceiling=ceiling,
                 difference=findings.difference,
+                network=getattr(getattr(of_name[case.subject], "network", None), "name", None),
             )
         )
     return rows
@@ -117,7 +121,8 @@ def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]
 
 
 def _prepare(case: Case) -> None:
-    _steps[case] = Step(case, resolve(case.subject))
+    with report_out_of_memory(case):
+        _steps[case] = ExportedStep(case) if case.exported else Step(case, resolve(case.subject))
     with report_out_of_memory(case):
         _steps[case]()  # compiled forms compile here
 
@@ -128,9 +133,11 @@ def _time(case: Case) -> float:
 
 
 def _examine(case: Case, reference: list[np.ndarray] | None) -> tuple[Findings, list[np.ndarray]]:
+    if isinstance(step := _steps[case], ExportedStep):
+        return step.examine(), []
     # As arrays: torch passes tensors between processes in shared memory, of which containers have little.
     wanted = None if reference is None else [torch.from_numpy(array) for array in reference]
-    findings, outputs = examine(_steps[case], wanted)
+    findings, outputs = examine(step, wanted)
     return findings, [] if reference else [output.numpy() for output in outputs]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models import PyramidBackbone
-from ..runs import explain_config_faults, is_config, load_config, task_of
+from ..runs import explain_config_faults, is_config, load_config, plain_config, task_of
 from .counting import count
 from .peers import PEERS
 
@@ -44,6 +44,13 @@ class Subject:
     def parts(self) -> tuple[str, ...]:
         """The parts to measure: of a detector or segmentor also the backbone alone, to show the cost of the rest."""
         return ("whole", "backbone") if hasattr(self.model, "backbone") else ("backbone",)
+
+    def config_of(self, part: str) -> dict[str, Any] | None:
+        """Return the config of a part as plain JSON; None if the subject is not described by one."""
+        if is_config(self.name):
+            model = plain_config(load_config(self.name, parts=("model",)).model)
+            return model["backbone"] if part == "backbone" else model
+        return plain_config(_settings(self.name)) if part == "backbone" and ":" in self.name else None
 
     def cost(self, part: str, height: int, width: int) -> tuple[int, int]:
         """Return the parameters, and the MACs for one image after the preprocessor's padding."""

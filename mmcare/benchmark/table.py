@@ -22,18 +22,20 @@ class Row:
         run: name of the run; only rows of the same run may be compared.
         machine: processor, threads and versions.
         subject, form: what was measured.
-        part: whole or backbone.
+        part: whole or backbone; of an exported file also model, the whole with its decoding.
         mode: inference or training.
         batch, height, width: size of the images, before padding.
-        parameters: number of parameters of the part.
-        macs: multiply-accumulates of the part's forward pass for one image.
+        parameters: number of parameters of the part; None of an exported file if no subject has its network.
+        macs: multiply-accumulates of the part's forward pass for one image; None as above.
         repeats: number of timed calls.
         median, p10, p90: median and percentiles of the time for a batch.
-        peak: peak memory without weights and images.
+        peak: peak memory without weights and images; of an exported file, by how much its process grows.
         kept: memory that the forward pass stores for the backward pass; None in inference.
         ceiling: operations per second of a large float32 matrix product in the same run, two for each MAC.
         difference: the largest relative difference of a map from the plain form's, or from the first form's if there
-            is no plain form; None for that form itself.
+            is no plain form; None for that form itself. Of an exported file, the largest error from PyTorch's outputs
+            in its certificate.
+        network: of an exported file, the subject with the same network.
     """
 
     run: str
@@ -45,8 +47,8 @@ class Row:
     batch: int
     height: int
     width: int
-    parameters: int
-    macs: int
+    parameters: int | None
+    macs: int | None
     repeats: int
     median: float
     p10: float
@@ -55,6 +57,7 @@ class Row:
     kept: int | None
     ceiling: float
     difference: float | None
+    network: str | None = None
 
     @property
     def throughput(self) -> float:
@@ -62,12 +65,14 @@ class Row:
         return self.batch / self.median
 
     @property
-    def share(self) -> float:
+    def share(self) -> float | None:
         """The part's operations per second, as a share of the ceiling.
 
         A training step counts as three forward passes: the backward pass has one product for the gradient of the map
-        and one for that of the weights. Recomputation does not count.
+        and one for that of the weights. Recomputation does not count. None if the operations are not known.
         """
+        if self.macs is None:
+            return None
         passes = 3 if self.mode == "training" else 1
         return 2 * self.macs * passes * self.batch / self.median / self.ceiling
 
@@ -116,6 +121,7 @@ def read_csv(path: Path) -> list[Row]:
                 **{
                     name: None if "None" in kind and not record[name] else convert[kind[0]](record[name])
                     for name, kind in kinds.items()
+                    if name in record or name != "network"  # which earlier releases did not write
                 }
             )
             for record in records
@@ -134,7 +140,8 @@ def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> li
 
     Args:
         rows: rows of one or more runs.
-        baseline: subject and form to compare with; None for the plain form of the same network.
+        baseline: subject and form to compare with; None for the plain form of the same network. A model with its
+            decoding is compared with a whole without if that is what was measured.
 
     Returns:
         A ratio for each row; None if the baseline was not measured in that setting.
@@ -144,8 +151,11 @@ def speedups(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> li
     """
     ratios: list[float | None] = []
     for row in rows:
-        subject, form = baseline or (row.subject, "plain")
-        found = [other for other in rows if (other.subject, other.form, other.setting) == (subject, form, row.setting)]
+        subject, form = baseline or (row.network or row.subject, "plain")
+        of_form = [other for other in rows if (other.subject, other.form) == (subject, form)]
+        found = [other for other in of_form if other.setting == row.setting]
+        if not found and row.part == "model":
+            found = [other for other in of_form if other.setting == ("whole", *row.setting[1:])]
         same_run = [other for other in found if other.run == row.run]
         if found and not same_run:
             raise UserError(
@@ -186,9 +196,12 @@ def text_table(rows: Sequence[Row], baseline: tuple[str, str] | None = None) -> 
         f"{title}\n{tabulate(cells, (*_LEFT, *_FIGURES), disable_numparse=True, colalign=align)}"
         for title, cells in groups.items()
     ]
-    return "\n\n".join(
-        (*tables, f"speed: relative to {against}; ceiling: share of the speed of a large float32 matrix product.")
-    )
+    notes = [f"speed: relative to {against}; ceiling: share of the speed of a large float32 matrix product."]
+    if any(row.part == "model" for row in rows):
+        notes.append(
+            "part model: with its decoding, which the operations and the whole in PyTorch beside it do not have."
+        )
+    return "\n\n".join((*tables, "\n".join(notes)))
 
 
 def _cells(row: Row, ratio: float | None) -> tuple[str, ...]:
@@ -196,13 +209,13 @@ def _cells(row: Row, ratio: float | None) -> tuple[str, ...]:
         row.subject,
         row.part,
         row.form,
-        f"{row.parameters / 1e6:.2f} M",
-        f"{row.macs / 1e9:.2f}",
+        "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
+        "" if row.macs is None else f"{row.macs / 1e9:.2f}",
         *(f"{seconds * 1e3:.1f} ms" for seconds in (row.median, row.p10, row.p90)),
         f"{row.throughput:.2f}",
         f"{row.peak / 2**20:.1f} MiB",
         "" if row.kept is None else f"{row.kept / 2**20:.1f} MiB",
-        f"{row.share:.0%}",
+        "" if row.share is None else f"{row.share:.0%}",
         "" if row.difference is None else f"{row.difference:.0e}",
         "" if ratio is None else f"{ratio:.2f}×",
     )

@@ -6,7 +6,7 @@ Importing this package is cheap: torch and a target's packages are imported when
 from .exporting import export
 from .fitting import check_classes, check_fit
 from .quantization import SlowerWarning
-from .targets import PAGE, PARTS, TARGETS, check_options
+from .targets import PAGE, PARTS, TARGETS, check_options, is_exported
 from .web import export_page
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "check_options",
     "export",
     "export_page",
+    "is_exported",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
@@ -338,25 +339,46 @@ def compare_metrics(
 
 def _test_step(trained: Predictor, file: ExportedFile) -> Callable[[dict[str, Any]], list[Any]]:
     """Return the trained model's ``test_step``; images are padded as the file's are if that takes one size."""
-    mean = file.certificate.normalization.mean[::-1]  # the pipeline's images are BGR
     size = file.takes[1:]
+    if None in size:
+        return torch.no_grad()(trained.model.test_step)
+    mean = file.certificate.normalization.mean[::-1]  # the pipeline's images are BGR
 
     def test_step(batch: dict[str, Any]) -> list[Any]:
         samples = batch["data_samples"]
-        if None not in size:
-            shapes = [image.shape[1:] for image in batch["inputs"]]
-            images = [torch.from_numpy(padded(image.float().numpy(), size, mean, "it")) for image in batch["inputs"]]
-            batch = {**batch, "inputs": images}
-            for sample, (height, width) in zip(samples, shapes, strict=True):
-                right, bottom = size[1] - width, size[0] - height
-                sample.set_metainfo({"img_shape": size, "pad_shape": size, "padding_size": [0, right, 0, bottom]})
+        originals = [sample.ori_shape[:2] for sample in samples]
+        images = []
+        for image, sample in zip(batch["inputs"], samples, strict=True):
+            _pad(sample, image.shape[1:], size)
+            images.append(torch.from_numpy(padded(image.float().numpy(), size, mean, str(file.path))))
         with torch.no_grad():
-            samples = trained.model.test_step(batch)
-        for sample in samples:
+            samples = trained.model.test_step({**batch, "inputs": images})
+        for sample, (height, width) in zip(samples, originals, strict=True):
+            sample.set_metainfo({"ori_shape": (height, width)})
             if "pred_instances" in sample:
-                height, width = sample.ori_shape[:2]
-                limits = sample.pred_instances.bboxes.new_tensor((width, height, width, height))
-                sample.pred_instances.bboxes = sample.pred_instances.bboxes.clamp(min=0).minimum(limits)
+                sample.pred_instances = _within(sample.pred_instances, height, width)
         return samples
 
     return test_step
+
+
+def _pad(sample: Any, inner: Sequence[int], size: Sequence[int]) -> None:
+    """Make the metainfo of an image of a size that of the padded one."""
+    if "gt_sem_seg" in sample:  # MMSegmentation removes the padding itself
+        padding = [0, size[1] - inner[1], 0, size[0] - inner[0]]
+        sample.set_metainfo({"img_shape": tuple(size), "pad_shape": tuple(size), "padding_size": padding})
+    else:
+        across, down = sample.scale_factor
+        original = (math.ceil(size[0] / down), math.ceil(size[1] / across))
+        sample.set_metainfo({"img_shape": tuple(size), "ori_shape": original})
+
+
+def _within(found: Any, height: int, width: int) -> Any:
+    """Return the detections in the upper left part of a picture, cut off at its border."""
+    boxes = found.bboxes.clamp(min=0).minimum(found.bboxes.new_tensor((width, height, width, height)))
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    found.bboxes = boxes
+    if "masks" in found:
+        masks = found.pop("masks")[:, :height, :width]
+        found.masks = masks
+    return found[inside]

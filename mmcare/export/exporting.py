@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from .targets import PARTS, check_options
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from ..runtime import Certificate, ExportedFile
 
 SHAPES = {"detection": (800, 1333), "segmentation": (512, 512)}
 """Height and width of the images by default, or less where the test pipeline makes them smaller."""
@@ -88,19 +91,22 @@ def export(
     if path.is_dir():
         raise UserError(f"{path} is a folder: give another name with -o")
     _check_free([path.with_suffix(ending) for ending in (chosen.ending, *chosen.beside)], overwrite)
+    if dynamic and not chosen.dynamic:
+        raise UserError(f"{target} files take images of one size: give --shape and --batch instead of --dynamic")
     if dynamic and (shape or batch != 1):
         raise UserError("a dynamic file takes any number and size of images: omit --shape and --batch, or --dynamic")
     if batch < 1:
         raise UserError(f"a file takes at least 1 image at a time, not {batch}: give another --batch")
     check_stack()
-    import torch
     from mmengine.config import Config
 
     from ..inference import Predictor
-    from ..runtime import ENDINGS, attach_certificate, open_file
+    from ..runtime import ENDINGS, attach_certificate
     from .certification import describe, measure, resizing_of, say, usual_shape
+    from .exported_model import ExportedModel, check_size
     from .preparation import prepare
     from .quantization.calibration import DEFAULT_IMAGES, read_pictures
+    from .quantization.report import sensitivity_plot, sensitivity_table
 
     cfg = config if isinstance(config, Config) else load_config(str(config), ("model",))
     metric = metric and part == PARTS[0]
@@ -110,10 +116,23 @@ def export(
     trained = Predictor(cfg, checkpoint, device="cpu", fast=False)
     shape = shape or usual_shape(resizing_of(cfg), SHAPES[trained.task])
     evaluation = _evaluation(cfg, metric_images, trained.classes) if metric else None
+    if evaluation is not None and not dynamic:  # told now, as conversion takes its time
+        for size in evaluation.sizes():
+            check_size(size, shape, str(path))
     # Each form is made of a copy, as the trained model is measured, too.
     ready = partial(prepare, task=trained.task, part=part, shape=shape, batch=batch, dynamic=dynamic)
     reference = ready(copy.deepcopy(trained.model), form="plain")
     prepared = ready(copy.deepcopy(trained.model), form=chosen.form, detection_operators=chosen.detection_operators)
+
+    def certify(made: Quantized) -> Certificate:
+        operators = chosen.load().operators(made.content)
+        return describe(trained, cfg, model, reference, prepared, target, chosen, part, made.record, operators)
+
+    def score(content: bytes | Mapping[str, bytes]) -> dict[str, float]:
+        certificate = certify(Quantized(content, {"kind": quantize}))
+        with _opened(certificate, _by_name(content, path), path.name) as file:
+            return evaluation(ExportedModel(file).test_step, f"a file in {quantize}")
+
     say(f"converting the {part} to {target}")
     if quantize is None:
         made = Quantized(chosen.load().convert(prepared, opset or chosen.opset), record=None)
@@ -122,19 +141,19 @@ def export(
         if calibration is not None:
             most = DEFAULT_IMAGES if max_images is None else max_images
             pictures = read_pictures(calibration, trained.transforms, prepared, most)
-        made = chosen.quantizers[quantize].load().quantize(prepared, opset or chosen.opset, pictures)
+        quantizer = chosen.quantizers[quantize].load()
+        made = quantizer.quantize(prepared, opset or chosen.opset, pictures, score if metric else None)
     files = _by_name(made.content, path)
-    operators = chosen.load().operators(made.content)
-    certificate = describe(trained, cfg, model, reference, prepared, target, chosen, part, made.record, operators)
+    certificate = certify(made)
     if chosen.ending in ENDINGS:  # otherwise it cannot be run here
-        with TemporaryDirectory(prefix="mmcare-export-") as folder:
-            unmeasured = attach_certificate(certificate, files, path.name)
-            write_files({Path(folder) / name: content for name, content in unmeasured.items()})
-            file = open_file(Path(folder) / path.name, torch.get_num_threads())
+        with _opened(certificate, files, path.name) as file:
             certificate = measure(certificate, file, reference, trained, shape, evaluation)
     final = {
         path.with_name(name): content for name, content in attach_certificate(certificate, files, path.name).items()
     }
+    if made.record and "sensitivity" in made.record:
+        say(sensitivity_table(made.record))
+        final = {path.with_name(f"{path.stem}_sensitivity.png"): sensitivity_plot(made.record), **final}
     _check_free(final, overwrite)
     for each in final:
         clear_leftovers(each.parent, of=each.name)
@@ -142,6 +161,19 @@ def export(
     if made.warning:
         warnings.warn(made.warning, SlowerWarning, stacklevel=2)
     return path
+
+
+@contextmanager
+def _opened(certificate: Certificate, files: Mapping[str, bytes], name: str) -> Iterator[ExportedFile]:
+    """Open a file, of which nothing is measured yet, with the threads that torch has."""
+    import torch
+
+    from ..runtime import attach_certificate, open_file
+
+    with TemporaryDirectory(prefix="mmcare-export-") as folder:
+        content = attach_certificate(certificate, files, name)
+        write_files({Path(folder) / each: value for each, value in content.items()})
+        yield open_file(Path(folder) / name, torch.get_num_threads())
 
 
 def _check_free(paths: Iterable[Path], overwrite: bool) -> None:

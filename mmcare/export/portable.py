@@ -48,12 +48,18 @@ def keep(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Tensor, 
 
 
 def _one_by_one(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Tensor, Tensor]:
+    # As few operations as possible: the graph has them once for each box that is kept.
+    start, end = boxes.split(2, dim=2)
+    area = (end - start).prod(2)
+    table = torch.cat((boxes, area.unsqueeze(2)), dim=2)
     numbers = torch.arange(scores.shape[1], device=scores.device)
     kept = []
     for _ in range(most):
         number = scores.argmax(1, keepdim=True)
         kept.append((scores.gather(1, number), number))
-        over = _overlap(gather(boxes, number), boxes, iou).squeeze(1)
+        first, last, size = gather(table, number).split((2, 2, 1), dim=2)
+        shared = torch.relu(torch.minimum(end, last) - torch.maximum(start, first)).prod(2)
+        over = shared / (area + size.squeeze(2) - shared) > iou  # as mmcv computes it
         scores = torch.where(over | (numbers == number), DROPPED, scores)
     best, chosen = zip(*kept, strict=True)
     return torch.cat(best, dim=1), torch.cat(chosen, dim=1)
@@ -73,19 +79,19 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
     open_ = torch.cat((there, there), dim=1)  # (B, 2, N): not suppressed by what may remain, and by what does for sure
     kept = []
     for start in range(0, count, BLOCK):
-        over = _overlap(boxes[:, start : start + BLOCK], boxes[:, start:], iou).to(boxes.dtype)
+        over = overlap(boxes[:, start : start + BLOCK], boxes[:, start:], iou).to(boxes.dtype)
         size = over.shape[1]
         inside, after = over[..., :size].triu(1), over[..., size:]
         surely, maybe = open_[..., :size].split(1, dim=1)
         lower = upper = maybe
         for step in range(STEPS):
             if step % 2 == 0:
-                lower = torch.relu(surely - upper @ inside)
+                lower = torch.relu(surely - upper.bmm(inside))
             else:
-                upper = torch.relu(maybe - lower @ inside)
+                upper = torch.relu(maybe - lower.bmm(inside))
         kept.append(lower.squeeze(1))
         if start + size < count:
-            open_ = torch.relu(open_[..., size:] - torch.cat((upper, lower), dim=1) @ after)
+            open_ = torch.relu(open_[..., size:] - torch.cat((upper, lower), dim=1).bmm(after))
     scores = torch.where(torch.cat(kept, dim=1) > 0.5, scores, DROPPED)
     missing = max(0, most - count)
     scores, chosen = F.pad(scores, (0, missing), value=DROPPED).topk(most)
@@ -93,18 +99,13 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
     return scores, order.gather(1, chosen)
 
 
-def _overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
+def overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
     """Return whether the IoU is larger, as mmcv computes it: (B, N, 4) and (B, M, 4) → (B, N, M)."""
     start, end = some.unsqueeze(2).split(2, dim=-1)
     other_start, other_end = others.unsqueeze(1).split(2, dim=-1)
-    width, height = (torch.minimum(end, other_end) - torch.maximum(start, other_start)).clamp(min=0).unbind(-1)
-    area, other_area = _area(end - start), _area(other_end - other_start)
-    shared = width * height
+    shared = torch.relu(torch.minimum(end, other_end) - torch.maximum(start, other_start)).prod(-1)
+    area, other_area = (end - start).prod(-1), (other_end - other_start).prod(-1)
     return shared / (area + other_area - shared) > iou
-
-
-def _area(extents: Tensor) -> Tensor:
-    return extents[..., 0] * extents[..., 1]
 
 
 def pool(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ def _pool(
     lines = (lines + pixels.clamp(max=side - 1).long()).flatten()
     weights = weights.flatten(0, 2).index_select(0, lines).unflatten(0, pixels.shape)
     weights = (weights[:, :, 0].unsqueeze(3) * weights[:, :, 1].unsqueeze(2)).flatten(2)  # (R, most, cells)
-    return (features.transpose(1, 2) @ weights).unflatten(2, layer.output_size)
+    return features.transpose(1, 2).bmm(weights).unflatten(2, layer.output_size)
 
 
 def _weights(start: Tensor, extent: Tensor, size: Tensor, pixels: int, cells: int, samples: int) -> Tensor:

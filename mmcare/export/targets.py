@@ -19,8 +19,8 @@ class Quantizer:
     """A way to smaller numbers.
 
     Attributes:
-        module: dotted path of the module whose ``quantize(prepared, opset, pictures)`` takes the place of the target's
-            ``convert``, see :mod:`mmcare.export.quantization`.
+        module: dotted path of the module whose ``quantize(prepared, opset, pictures, metric)`` takes the place of
+            the target's ``convert``, see :mod:`mmcare.export.quantization`.
         calibrated: whether it takes ranges from calibration pictures.
         needs: the packages that it imports besides the target's.
     """
@@ -48,6 +48,7 @@ class Target:
         form: the form of a backbone that the runtime computes fastest, one of :data:`mmcare.export.forms.FORMS`.
         detection_operators: whether its files have non-maximum suppression and RoI align as operators; if not, a
             detector has them in plain tensor operations.
+        dynamic: whether its files can take any number and size of images.
         beside: the endings of further files of the same name, which belong to a file.
         quantizers: the kinds of smaller numbers, by what ``--quantize`` calls them.
     """
@@ -60,6 +61,7 @@ class Target:
     opset: int | None
     form: str
     detection_operators: bool = True
+    dynamic: bool = True
     beside: tuple[str, ...] = ()
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
 
@@ -77,7 +79,10 @@ TARGETS = {
         opsets=(18, 21),
         opset=20,
         form="plain",
-        quantizers={"fp16": Quantizer("mmcare.export.quantization.half", calibrated=False)},
+        quantizers={
+            "fp16": Quantizer("mmcare.export.quantization.half", calibrated=False),
+            "int8": Quantizer("mmcare.export.quantization.onnx_int8", calibrated=True, needs=("onnxruntime",)),
+        },
     ),
     "openvino": Target(
         "mmcare.export.openvino",
@@ -86,15 +91,37 @@ TARGETS = {
         ("onnx", "onnxscript", "openvino"),
         opsets=None,
         opset=None,
-        form="fast",
+        form="fast-whole",
         beside=(".bin",),
-        quantizers={"fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False)},
+        quantizers={
+            "fp16": Quantizer("mmcare.export.quantization.openvino_half", calibrated=False),
+            "int8": Quantizer("mmcare.export.quantization.openvino_int8", calibrated=True, needs=("nncf",)),
+        },
+    ),
+    "executorch": Target(
+        "mmcare.export.executorch",
+        ".pte",
+        "executorch",
+        ("executorch",),
+        opsets=None,
+        opset=None,
+        form="plain",
+        detection_operators=False,
+        dynamic=False,
+        quantizers={
+            "int8": Quantizer("mmcare.export.quantization.executorch_int8", calibrated=True, needs=("torchao",)),
+        },
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""
 
 PAGE = "web"
 """What ``--format`` calls a page around an ONNX file, which :func:`mmcare.export.export_page` writes."""
+
+
+def is_exported(path: str) -> bool:
+    """Return whether a path has the ending of a target's files."""
+    return path.lower().endswith(tuple(target.ending for target in TARGETS.values()))
 
 
 def check_options(

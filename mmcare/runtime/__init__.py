@@ -27,6 +27,7 @@ _EXPORTS = {
     "check_files": "checks",
     "compare_probe": "probe",
     "draw_probe": "probe",
+    "load_executorch": "executorch",
     "open_file": "opening",
     "record_probe": "probe",
     "read_certificate": "certificate",

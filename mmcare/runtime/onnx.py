@@ -18,6 +18,8 @@ class Session:
             raise FileError(f"onnxruntime computes {path} in the precision of the file: omit the precision")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it raises says the same
+        # Its threads would wait for the next call awake, and take processors from others.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

@@ -54,6 +54,7 @@ class Runtime:
 ENDINGS = {
     ".onnx": Runtime("onnx", "onnxruntime", "onnxruntime"),
     ".xml": Runtime("openvino", "openvino", "openvino"),
+    ".pte": Runtime("executorch", "executorch", "executorch"),
 }
 """The runtimes by the ending of a file's name."""
 

@@ -63,8 +63,8 @@ class Exported:
         trained = Predictor(self.config, self.checkpoint, device="cpu", fast=False)
         self.model, self.task = trained.model, trained.task
 
-    def export(self, name, **options):
-        return export(str(self.config), self.checkpoint, self.folder / name, **options)
+    def export(self, name, config=None, **options):
+        return export(str(config or self.config), self.checkpoint, self.folder / name, **options)
 
     def predict(self, images):
         """Return what MMDetection or MMSegmentation predicts for images (B, 3, H, W), RGB."""

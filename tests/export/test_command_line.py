@@ -68,12 +68,6 @@ def test_a_file_has_standard_operators_only_and_nothing_of_this_machine(model):
     ("options", "message"),
     [
         (["--format", "onx"], "there is no format 'onx': did you mean onnx?"),
-        (["--quantize", "int4"], "there are no onnx files with 'int4': give one of fp16"),
-        (
-            ["--quantize", "fp16", "--calibration", "pictures"],
-            "fp16 takes no ranges from pictures: omit --calibration",
-        ),
-        (["--calibration", "pictures"], "--calibration has pictures for --quantize int8: add that, or omit them"),
         (["--part", "head"], "there is no part 'head': give one of model, network, backbone"),
         (["--opset", "11"], "onnx files have an opset from 18 to 21, not 11"),
         (["-o", "model.pt"], "model.pt does not end in .onnx: give another name with -o"),
@@ -86,6 +80,11 @@ def test_a_file_has_standard_operators_only_and_nothing_of_this_machine(model):
         (
             ["--cfg-options", "model.test_cfg.max_per_img=-1"],
             "test_cfg.max_per_img is -1, but an exported file returns a fixed number of boxes: set it to that number",
+        ),
+        (
+            ["--cfg-options", "model.test_cfg.nms_pre=-1"],
+            "test_cfg.nms_pre is -1, with which MMDetection leaves out a candidate of each level: set it to the "
+            "largest number of candidates",
         ),
         (
             ["--cfg-options", "model.test_cfg.nms.type=soft_nms"],

@@ -176,7 +176,7 @@ XML = """<?xml version="1.0"?>
 <layer id="1" name="w" type="Const" version="opset1">
 <data element_type="f32" shape="2, 3" offset="0" size="24"/>
 </layer>
-<layer id="2" name="r" type="Relu" version="opset1"/>
+<layer id="2" name="r" type="ReLU" version="opset1"/>
 </layers></net>"""
 
 
@@ -191,7 +191,7 @@ def openvino(folder, xml=XML, weights=b"\0" * 24):
 
 def test_what_an_openvino_file_holds_is_read(tmp_path):
     found = checks.check_file(openvino(tmp_path))
-    assert (found.inputs, found.operators) == ({"input": (1, 3, 8, 8)}, {"Relu": 1})
+    assert (found.inputs, found.operators) == ({"input": (1, 3, 8, 8)}, {"Constant": 1, "Parameter": 1, "Relu": 1})
 
 
 @pytest.mark.parametrize(

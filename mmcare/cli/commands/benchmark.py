@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...benchmark import FORMS, PEERS, STEPS, check_form, default_forms, read_csv, text_table, write_csv
 from ...errors import UserError
+from ...export import is_exported
 from ...stack import check_stack
 from .. import Parser, add_shape
 
@@ -29,8 +30,8 @@ def parse_args() -> Namespace:
         nargs="*",
         metavar="SUBJECT",
         help="config file, or a name that mmcare --help lists; CONFIG@PEER, a config with that peer as its backbone; "
-        "backbone as TYPE:ARCH, such as mmcare.CARE:s1 or mmcare.CARE:s1,with_cp=True; or one of the peers "
-        f"{', '.join(PEERS)}",
+        "backbone as TYPE:ARCH, such as mmcare.CARE:s1 or mmcare.CARE:s1,with_cp=True; one of the peers "
+        f"{', '.join(PEERS)}; or a file that mmcare export wrote",
     )
     parser.add_argument("--forms", nargs="+", metavar="FORM", help="forms to measure (see below)")
     parser.add_argument("--train", action="store_true", help="measure a forward and a backward pass with frozen norms")
@@ -46,7 +47,8 @@ def parse_args() -> Namespace:
         "--baseline",
         nargs=2,
         metavar=("SUBJECT", "FORM"),
-        help="the baseline of the speeds (default: the plain form of the same network)",
+        help="the baseline of the speeds (default: the plain form of the same network); the form of a file is its "
+        "format",
     )
     parser.add_argument(
         "--out", type=Path, help="CSV file to write (default: work_dirs/benchmark/<name of the run>.csv)"
@@ -88,19 +90,25 @@ def main() -> None:
         print(text_table(rows, baseline))
         draw_plots(rows, args.plots)
         return
+    files = [name for name in args.subjects if is_exported(name)]
+    if files and args.profile:
+        raise UserError(f"--profile profiles torch's operators, and {files[0]} is an exported file: omit it")
     if args.out and args.out.exists():
         raise UserError(f"{args.out} exists: move it away, or give another name")
     forms = choose_forms(args)
     check_stack()
     import torch
 
-    from ...benchmark import measure, plan, profiles, resolve
+    from ...benchmark import ExportedSubject, measure, plan, profiles, resolve
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU, and torch finds none on this machine")
     if args.threads:
         torch.set_num_threads(args.threads)
-    subjects = [resolve(name) for name in args.subjects]
+    subjects = [ExportedSubject(name) if name in files else resolve(name) for name in args.subjects]
+    for subject in subjects:
+        if isinstance(subject, ExportedSubject):
+            subject.find_network([other for other in subjects if not isinstance(other, ExportedSubject)])
     shapes = [args.shape] if args.shape else [(side, side) for side in args.sizes or ()]
     cases = plan(subjects, forms, args.batch, shapes, args.device, args.train)
     if args.profile:
@@ -137,7 +145,8 @@ def choose_forms(args: Namespace) -> Sequence[str]:
         raise UserError(f"{whole[0]} runs as one graph, without operators to profile: give --forms that run eagerly")
     if args.profile:
         forms = [form for form in forms if form not in whole]
-    if args.baseline and not (args.baseline[0] in args.subjects and args.baseline[1] in forms):
+    subject, form = args.baseline or (None, None)
+    if subject and not (subject in args.subjects and (form in forms or is_exported(subject))):
         raise UserError(f"the baseline {' '.join(args.baseline)} is not among the subjects and forms: add it to them")
     return forms
 

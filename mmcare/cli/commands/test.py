@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...data import innermost_datasets, type_name
 from ...errors import UserError
-from ...export import TARGETS, check_classes, check_fit
+from ...export import check_classes, check_fit, is_exported
 from ...runs import build_runner, check_checkpoint, check_inputs, explain_config_faults, task_of
 from .. import read_run_config, run_parser
 
@@ -74,10 +73,6 @@ def main() -> None:
         if args.out and detection:
             dump_detections(runner, args.out)
         runner.test()
-
-
-def is_exported(path: str) -> bool:
-    return Path(path).suffix.lower() in (target.ending for target in TARGETS.values())
 
 
 def refuse_options(args: Namespace) -> None:

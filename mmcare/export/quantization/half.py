@@ -19,7 +19,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RECORD = {"kind": "fp16", "numbers": "weights"}
 
 
-def quantize(prepared: Prepared, opset: int, pictures: None) -> Quantized:
+def quantize(prepared: Prepared, opset: int, pictures: None, metric: object) -> Quantized:
     """Return an ONNX file."""
     return Quantized(halve(convert(prepared, opset)), RECORD)
 

@@ -14,7 +14,8 @@ from . import Contents, Shape, check_shape
 _BITS = {"f64": 64, "i64": 64, "u64": 64, "f32": 32, "i32": 32, "u32": 32, "f16": 16, "bf16": 16, "i16": 16, "u16": 16}
 _BITS |= {"i8": 8, "u8": 8, "boolean": 8, "f8e4m3": 8, "f8e5m2": 8, "i4": 4, "u4": 4, "nf4": 4, "u1": 1}
 _LARGEST_TEXT = 2**26
-_NO_OPERATORS = ("Const", "Parameter", "Result")
+_NAMES = {"Const": "Constant", "PReLU": "PRelu", "ReLU": "Relu", "SoftMax": "Softmax"}
+"""Operators whose names in a file are not those that OpenVINO has for them."""
 
 
 def read(content: Callable[[str], memoryview | None], main: str) -> Contents:
@@ -58,8 +59,9 @@ class _Reader:
                 raise ValueError(
                     f"has operators of {given.get('version', '')[:60]!r}, but exports have OpenVINO's own only"
                 )
-            if given.get("type") not in _NO_OPERATORS:
-                self.operators[given.get("type", "")] += 1
+            if not self._in_body():
+                kind = given.get("type", "")
+                self.operators[_NAMES.get(kind, kind)] += 1
         if tag == "data" and self._place and self._place[-1][0] == "layer":
             self._read_data(self._place[-1][1], given)
         if tag == "port":
@@ -72,7 +74,7 @@ class _Reader:
         if layer.get("type") == "Parameter":
             shape = _shape(data.get("shape", ""), name)
             check_shape(name, shape)
-            if not any(tag == "body" for tag, _ in self._place):
+            if not self._in_body():
                 self.inputs[name] = shape
         elif layer.get("type") == "Const":
             shape = _shape(data.get("shape", ""), name)
@@ -83,6 +85,10 @@ class _Reader:
                 raise ValueError(f"has weights {name[:60]!r} of {data.get('shape', '')[:60]!r} values in {size} bytes")
             if offset + size > self._weights:
                 raise ValueError(f"has weights {name[:60]!r} behind the end of its .bin file")
+
+    def _in_body(self) -> bool:
+        """Return whether the place is in the graph of a loop or a branch."""
+        return any(tag == "body" for tag, _ in self._place)
 
     def _text(self, text: str) -> None:
         self._side += text

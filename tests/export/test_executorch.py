@@ -1,0 +1,119 @@
+"""ExecuTorch files against MMDetection's and MMSegmentation's own predictions."""
+
+import struct
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import relative_error
+from test_onnx import assert_same
+
+from mmcare import runtime
+from mmcare.errors import UserError
+from mmcare.export import SlowerWarning
+
+SHAPE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def file(exported):
+    """Return the tiny RetinaNet on CAS-ViT, and its file."""
+    model = exported("casvit", "retinanet")
+    return model, model.export("fixed.pte", target="executorch", shape=SHAPE, metric=False)
+
+
+def certify(path, content, made, **changes):
+    """Write a file with a certificate that fits it; return its path."""
+    for name, each in runtime.attach_certificate(replace(made, **changes), {path.name: content}, path.name).items():
+        path.with_name(name).write_bytes(each)
+    return path
+
+
+def without_segments(content):
+    """Return a file whose weights and programs of XNNPACK are zeros."""
+    (start,) = struct.unpack_from("<Q", content, 24)
+    return content[:start] + bytes(len(content) - start)
+
+
+def test_a_file_equals_the_model(file, pictures, capfd):
+    model, path = file
+    capfd.readouterr()
+    images = pictures(1, *SHAPE)
+    values = runtime.open_file(path, threads=1).run(images.numpy().astype(np.float32))
+    assert capfd.readouterr() == ("", "")
+    found = SimpleNamespace(**{name: torch.from_numpy(value) for name, value in values.items()}, names=list(values))
+    assert_same(found, model.predict(images), SHAPE)
+
+
+def test_the_network_is_few_programs_of_xnnpack(file):
+    _, path = file
+    operators = runtime.open_file(path).certificate.operators
+    assert operators["XnnpackBackend"] < 20
+    assert not {name for name in operators if "split" in name}
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_int8_convolutions_are_near_those_of_the_model(exported, pictures, tmp_path):
+    model = exported("care", "retinanet")
+    for number in range(3):
+        picture = pictures(number + 1, *SHAPE)[number].permute(1, 2, 0).numpy()
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowerWarning)
+        path = model.export(
+            "int8.pte", target="executorch", part="backbone", shape=SHAPE, quantize="int8", calibration=tmp_path
+        )
+    file = runtime.open_file(path, threads=1)
+    images = pictures(1, *SHAPE)
+    found = file.run(images.numpy().astype(np.float32))
+    data = model.model.data_preprocessor({"inputs": list(images.flip(1)), "data_samples": [None]})
+    with torch.no_grad():
+        maps = model.model.backbone(data["inputs"])
+    errors = [
+        relative_error(torch.from_numpy(value), wanted) for value, wanted in zip(found.values(), maps, strict=True)
+    ]
+    assert 1e-3 < max(errors) < 0.05
+    record = file.certificate.quantization
+    assert record["kind"] == "int8" and record["batches"] == 3
+    assert "backbone.stages.2.blocks.0" in record["sensitivity"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: content[:4] + b"ET00" + content[8:], "Program identifier 'ET00' != expected 'ET12'"),
+        (without_segments, "XNNPACK Delegate Serialization Format version identifier ''"),
+    ],
+)
+def test_a_damaged_file_is_refused(file, tmp_path, capfd, damage, reason):
+    _, whole = file
+    path = certify(tmp_path / "a.pte", damage(whole.read_bytes()), runtime.open_file(whole).certificate)
+    with pytest.raises(runtime.FileError, match=rf"a\.pte cannot be opened by ExecuTorch: [^\n]*{reason}[^\n]*$"):
+        runtime.open_file(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_certificate_of_another_file_is_refused(file, tmp_path):
+    _, whole = file
+    made = runtime.open_file(whole).certificate
+    path = certify(tmp_path / "a.pte", whole.read_bytes(), made, outputs=made.outputs[:1])
+    with pytest.raises(runtime.FileError, match=r"a\.pte has 1 input and 2 outputs, not the 1 and 1 of its certif"):
+        runtime.open_file(path)
+    path = certify(path, whole.read_bytes(), made, input=runtime.Input("input", (1, 3, 64, 64)))
+    with pytest.raises(runtime.FileError, match=r"a\.pte takes images \(1, 3, 64, 96\), not \(1, 3, 64, 64\)"):
+        runtime.open_file(path).run(np.zeros((1, 3, 64, 64), np.float32))
+
+
+def test_another_precision_is_refused(file):
+    _, path = file
+    with pytest.raises(runtime.FileError, match="in the precision of the file: omit the precision"):
+        runtime.open_file(path, precision="bf16")
+
+
+def test_a_file_for_all_sizes_is_refused(exported):
+    with pytest.raises(UserError, match="executorch files take images of one size: give --shape and --batch"):
+        exported("casvit", "retinanet").export("dynamic.pte", target="executorch", dynamic=True)
