@@ -1,16 +1,20 @@
 """ExecuTorch files against MMDetection's and MMSegmentation's own predictions."""
 
 import struct
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import relative_error
 from test_onnx import assert_same
 
 from mmcare import runtime
 from mmcare.errors import UserError
+from mmcare.export import SlowerWarning
 
 SHAPE = (64, 96)
 
@@ -51,6 +55,31 @@ def test_the_network_is_few_programs_of_xnnpack(file):
     assert operators["XnnpackBackend"] < 20
     assert not {name for name in operators if "split" in name}
     assert b"site-packages" not in path.read_bytes()
+
+
+def test_int8_convolutions_are_near_those_of_the_model(exported, pictures, tmp_path):
+    model = exported("care", "retinanet")
+    for number in range(3):
+        picture = pictures(number + 1, *SHAPE)[number].permute(1, 2, 0).numpy()
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowerWarning)
+        path = model.export(
+            "int8.pte", target="executorch", part="backbone", shape=SHAPE, quantize="int8", calibration=tmp_path
+        )
+    file = runtime.open_file(path, threads=1)
+    images = pictures(1, *SHAPE)
+    found = file.run(images.numpy().astype(np.float32))
+    data = model.model.data_preprocessor({"inputs": list(images.flip(1)), "data_samples": [None]})
+    with torch.no_grad():
+        maps = model.model.backbone(data["inputs"])
+    errors = [
+        relative_error(torch.from_numpy(value), wanted) for value, wanted in zip(found.values(), maps, strict=True)
+    ]
+    assert 1e-3 < max(errors) < 0.05
+    record = file.certificate.quantization
+    assert record["kind"] == "int8" and record["batches"] == 3
+    assert "backbone.stages.2.blocks.0" in record["sensitivity"]
 
 
 @pytest.mark.parametrize(

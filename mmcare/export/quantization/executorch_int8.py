@@ -1,0 +1,183 @@
+"""ExecuTorch files with int8 convolutions, by torchao's post-training quantization for XNNPACK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ...runtime import load_executorch
+from ..executorch import aten, capture, lower, quiet
+from ..preparation import Prepared
+from .agreement import Outputs
+from .layers import group_of
+from .result import Quantized
+from .search import COMPARED, Content, search
+from .speed import compare_speed
+
+with quiet():
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import ObserverBase
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+
+def quantize(
+    prepared: Prepared,
+    opset: None,
+    pictures: Sequence[np.ndarray],
+    metric: Callable[[Content], Any] | None = None,
+) -> Quantized:
+    """Return the file, with the fewest blocks in float that hold the metric."""
+    trials = _Trials(prepared, pictures)
+    found = search(trials, metric)
+    content = trials.content(found.floats)
+    batch = (torch.from_numpy(pictures[0]),)
+    programs = {"float32": load_executorch(trials.content(trials.groups)), "int8": load_executorch(content)}
+    latency, warning = compare_speed(
+        {name: partial(program.load_method("forward").execute, batch) for name, program in programs.items()}
+    )
+    record = {
+        "kind": "int8",
+        "numbers": "weights, inputs and outputs of dense convolutions",
+        "batches": len(pictures),
+        **found.record(),
+        "latency": latency,
+    }
+    return Quantized(content, record, warning)
+
+
+class _Trials:
+    """See :class:`.search.Trials`.
+
+    Calibration for the trials is done once, with all blocks in int8. In torch, a trial then rounds the inputs, weights
+    and outputs of its int8 convolutions as XNNPACK does; only a file that is asked for is converted.
+    """
+
+    def __init__(self, prepared: Prepared, pictures: Sequence[np.ndarray]) -> None:
+        self._prepared = prepared
+        self._pictures = [torch.from_numpy(picture) for picture in pictures]
+        self._program = capture(prepared)
+        self._observed = self._calibrate(())
+        self._layers = {node.name: group for node in self._observed.graph.nodes if (group := _group(node))}
+        self.groups = tuple(dict.fromkeys(self._layers.values()))
+        self._last = _last(self._observed.graph, self._layers)
+        self._ranges = {
+            name: module.calculate_qparams()
+            for name, module in self._observed.named_modules(remove_duplicate=False)  # convolutions share some
+            if isinstance(module, ObserverBase)
+        }
+
+    def run(self, floats: Collection[str]) -> list[tuple[Outputs, Outputs]]:
+        rounded = {name for name, group in self._layers.items() if group not in floats}
+        rounding = _Rounding(self._observed, self._ranges, rounded, self._last)
+        results = []
+        for batch in self._pictures[:COMPARED]:
+            with torch.no_grad():
+                values = [value.numpy() for value in rounding.run(batch)]
+            results.append((dict(rounding.maps), dict(zip(self._prepared.outputs, values, strict=True))))
+        return results
+
+    def content(self, floats: Collection[str]) -> Content:
+        if set(floats) == set(self.groups):
+            return lower(self._program)
+        with torch.no_grad(), quiet():
+            module = convert_pt2e(self._calibrate(floats))
+            return lower(torch.export.export(module, (self._prepared.images,), strict=False))
+
+    def _calibrate(self, floats: Collection[str]) -> fx.GraphModule:
+        """Return the graph with observers that have seen the pictures, for all blocks but some."""
+        quantizer = XNNPACKQuantizer()
+        quantizer.set_operator_type(aten.conv2d.default, get_symmetric_quantization_config(is_per_channel=True))
+        quantizer.set_filter_function(lambda node: not _is_conv(node) or _group(node) not in (None, *floats))
+        with torch.no_grad(), quiet():
+            observed = prepare_pt2e(self._program.module(check_guards=False), quantizer)
+            for batch in self._pictures:
+                observed(batch)
+        return observed
+
+
+class _Rounding(fx.Interpreter):
+    """Compute a graph with observers, with the numbers of some convolutions rounded to int8.
+
+    Args:
+        observed: the graph.
+        ranges: scale and zero point by the observer's name.
+        rounded: the names of the convolutions.
+        last: the names of those whose outputs are kept in ``maps``.
+    """
+
+    def __init__(
+        self,
+        observed: fx.GraphModule,
+        ranges: dict[str, tuple[Tensor, Tensor]],
+        rounded: Collection[str],
+        last: Collection[str],
+    ) -> None:
+        super().__init__(observed)
+        self._ranges, self._rounded, self._last = ranges, rounded, last
+        self._outputs = {_activated(node, ranges) for node in observed.graph.nodes if node.name in rounded}
+        self.maps: dict[str, np.ndarray] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.target in self._ranges:
+            (source,) = node.args
+            value = self.env[source]
+            return self._round(value, node.target) if source in self._outputs else value
+        value = super().run_node(node)
+        if node.name in self._last:
+            self.maps[node.name] = value.numpy()
+        return value
+
+    def fetch_args_kwargs_from_env(self, node: fx.Node) -> tuple[tuple, dict]:
+        args, kwargs = super().fetch_args_kwargs_from_env(node)
+        if node.name in self._rounded:
+            x, weight = (self._round(args[place], node.args[place].target) for place in (0, 1))
+            args = (x, weight, *args[2:])
+        return args, kwargs
+
+    def _round(self, x: Tensor, observer: str) -> Tensor:
+        scale, zero = self._ranges[observer]
+        module = self.module.get_submodule(observer)
+        low, high = module.quant_min, module.quant_max
+        if len(scale) > 1:
+            return torch.fake_quantize_per_channel_affine(x, scale, zero.int(), module.ch_axis, low, high)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero.int(), low, high)
+
+
+def _is_conv(node: fx.Node) -> bool:
+    return node.target is aten.conv2d.default
+
+
+def _group(node: fx.Node) -> str | None:
+    """Return the block that a dense convolution belongs to; None of anything that stays float."""
+    groups = node.args[6] if len(node.args) > 6 else 1
+    if not _is_conv(node) or groups != 1:
+        return None
+    weight = node.args[1] if node.args[1].op == "get_attr" else node.args[1].args[0]  # or what observes it
+    return group_of(weight.target)
+
+
+def _activated(node: fx.Node, observers: Collection[str]) -> fx.Node:
+    """Return the convolution, or the ReLU after it, whose output is int8."""
+    observed = any(user.target in observers for user in node.users)
+    return node if observed else next(iter(node.users))
+
+
+def _last(graph: fx.Graph, layers: Collection[str]) -> list[str]:
+    """Return the layers from which no other one is computed: they make the heads' maps."""
+    earlier: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if node.name in layers]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in earlier:
+                earlier.add(source)
+                waiting.append(source)
+    names = {node.name for node in earlier}
+    return [name for name in layers if name not in names]
