@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..runs import Evaluation
 
-METRIC_MASKS_TOLERANCE = 0.003
-"""How much further that of masks may be, as a file draws them in the size of its input, not of the picture."""
-TOLERANCES = {None: 0.002, "fp16": 0.01, "int8": 0.02}
+METRIC_TOLERANCES = {None: 0.002, "fp16": 0.01, "int8": 0.02}
 """How far a file's metric may be from the trained model's, by its numbers; with smaller ones, how much lower."""
+MASKS_TOLERANCE = 0.003
+"""How much further that of masks may be, as a file draws them in the size of its input, not of the picture."""
 TOLERANCES = {None: (2e-4, 1e-3), "fp16": (0.05, 0.05)}
 """The largest error of boxes, scores and maps, and of masks and label maps; see :mod:`mmcare.runtime.probe`."""
 ROUNDS = (3, 10)
@@ -331,8 +331,8 @@ def compare_metrics(
         if (loss if numbers else abs(loss)) > tolerance + 1e-9:
             raise UserError(
                 f"the file's {name} is {metric.file:.4f} on {evaluation.images} images, where the trained model has "
-                f"{metric.pytorch:.4f}, and at most {tolerance:.3g} between them is allowed, so it was not written: give "
-                "another --format or --quantize, or report this"
+                f"{metric.pytorch:.4f}, and at most {tolerance:.3g} between them is allowed, so it was not written: "
+                "give another --format or --quantize, or report this"
             )
     if metric is None:
         say("neither finds anything in these images, so there is no metric")
