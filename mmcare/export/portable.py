@@ -93,10 +93,8 @@ def _in_blocks(boxes: Tensor, scores: Tensor, most: int, iou: float) -> tuple[Te
         if start + size < count:
             open_ = torch.relu(open_[..., size:] - torch.cat((upper, lower), dim=1).bmm(after))
     scores = torch.where(torch.cat(kept, dim=1) > 0.5, scores, DROPPED)
-    missing = max(0, most - count)
-    scores, chosen = F.pad(scores, (0, missing), value=DROPPED).topk(most)
-    order = F.pad(order, (0, missing))
-    return scores, order.gather(1, chosen)
+    scores, chosen = F.pad(scores, (0, max(0, most - count)), value=DROPPED).topk(most)
+    return scores, order.gather(1, chosen.clamp(max=count - 1))
 
 
 def overlap(some: Tensor, others: Tensor, iou: float) -> Tensor:
@@ -126,7 +124,7 @@ def pool(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) 
     table = torch.cat([values.flatten(2) for values in maps], dim=2).transpose(1, 2).flatten(0, 1)  # (B · pixels, C)
     levels = extractor.map_roi_levels(rois, len(maps))
     most = _most_pixels(extractor, sizes)
-    together = max(1, POOLED // (most * table.shape[1]))
+    together = min(len(rois), max(1, POOLED // (most * table.shape[1])))
     parts = zip(rois.split(together), levels.split(together), strict=True)
     return torch.cat([_pool(extractor, table, sizes, most, *part) for part in parts])
 
@@ -159,10 +157,11 @@ def _pool(
     """Pool regions (R, 5) of levels (R,) that need ``most`` pixels or fewer of a table (B · pixels, C)."""
     layer = extractor.roi_layers[0]
     areas = [height * width for height, width in sizes]
-    begins = levels.new_tensor([sum(areas[:level]) for level in range(len(sizes))])[levels]
+    begins = levels.new_tensor([sum(areas[:level]) for level in range(len(sizes))]).index_select(0, levels)
     begins = begins + rois[:, 0].long() * sum(areas)
-    scales = rois.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])[levels].unsqueeze(1)
-    size = rois.new_tensor(sizes)[levels]  # (R, 2): here and below, first y, then x
+    scales = rois.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])
+    scales = scales.index_select(0, levels).unsqueeze(1)
+    size = rois.new_tensor(sizes).index_select(0, levels)  # (R, 2): here and below, first y, then x
     corners = rois[:, 1:] * scales - (0.5 if layer.aligned else 0.0)
     start, extent = corners[:, :2].flip(1), (corners[:, 2:] - corners[:, :2]).flip(1)
     if not layer.aligned:
