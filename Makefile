@@ -53,9 +53,11 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
-    requirements/executorch.txt requirements/lint.txt setup.py \
+    requirements/executorch.txt requirements/litert.txt requirements/litert-torch.txt \
+    requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt
+	$(PIP) install --no-deps -r requirements/litert-torch.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -67,6 +67,7 @@ setup(
         "onnx": requirements("onnx"),
         "openvino": [*requirements("onnx"), *requirements("openvino")],
         "executorch": requirements("executorch"),
+        "litert": [*requirements("litert"), *requirements("litert-torch")],
         "predict": ["supervision>=0.31"],  # for drawing; predicting itself needs none
         "test": [
             *requirements("test"),
@@ -74,6 +75,7 @@ setup(
             *requirements("onnx"),
             *requirements("openvino"),
             *requirements("executorch"),
+            *requirements("litert"),
             *requirements("lint"),
         ],
     },

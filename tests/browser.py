@@ -105,10 +105,10 @@ class Tab:
         return (self._downloads / self._downloaded[0]).read_bytes()
 
     def screenshot(self, width: int, height: int) -> bytes:
-        """Return a PNG of the page in a window of a size."""
+        """Return a JPEG of the page in a window of a size."""
         metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.order("Emulation.setDeviceMetricsOverride", **metrics)
-        return base64.b64decode(self.order("Page.captureScreenshot", format="png")["data"])
+        return base64.b64decode(self.order("Page.captureScreenshot", format="jpeg", quality=90)["data"])
 
     def _next_report(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._received:

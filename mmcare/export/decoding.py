@@ -18,6 +18,8 @@ Keep = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
 DROPPED = -1.0
 """The score of a box that is left out; scores are at least 0."""
+DRAWN_AT_ONCE = 10
+"""Masks of an image that are drawn together: before they are bools, their pixels take four times the memory."""
 
 
 def gather(values: Tensor, numbers: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def join(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(values, dim=1) for values in zip(*parts, strict=True)]
 
 
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], least: float) -> Tensor:
     """Draw masks in their boxes, with bilinear interpolation.
 
     The interpolation is separable, so it is two matrix products: row i of the first matrix has the weights of the
@@ -131,14 +133,16 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         masks: (B, K, M, M).
         boxes: (B, K, 4), xyxy in pixels.
         size: height and width of the images.
+        least: the value from which a pixel belongs to a mask.
 
     Returns:
-        (B, K, height, width).
+        (B, K, height, width), bool.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     rows = _weights(y1, y2, size[0], masks.shape[-2])
     columns = _weights(x1, x2, size[1], masks.shape[-1])
-    return rows @ masks @ columns.transpose(-1, -2)
+    parts = (values.split(DRAWN_AT_ONCE, dim=1) for values in (rows, masks, columns.transpose(-1, -2)))
+    return torch.cat([a @ b @ c >= least for a, b, c in zip(*parts, strict=True)], dim=1)
 
 
 def _weights(start: Tensor, end: Tensor, pixels: int, cells: int) -> Tensor:

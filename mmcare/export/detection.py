@@ -56,6 +56,17 @@ def check(model: nn.Module) -> None:
                 f"{name}.max_per_img is {settings.get('max_per_img')}, but an exported file returns a fixed number of "
                 "boxes: set it to that number"
             )
+    most = dense.test_cfg.get("nms_pre", -1)
+    if not hasattr(model, "roi_head") and most < 1:
+        raise UserError(
+            f"test_cfg.nms_pre is {most}, with which MMDetection leaves out a candidate of each level: set it to the "
+            "largest number of candidates"
+        )
+    if hasattr(model, "roi_head") and model.roi_head.test_cfg["mask_thr_binary"] <= 0:
+        raise UserError(
+            f"test_cfg.rcnn.mask_thr_binary is {model.roi_head.test_cfg['mask_thr_binary']}, but an exported file "
+            "returns binary masks: set it to a probability above 0"
+        )
     if not dense.use_sigmoid_cls:
         raise UserError("there is no export of a head whose classes exclude each other: set loss_cls.use_sigmoid")
 
@@ -198,8 +209,8 @@ class TwoStage(nn.Module):
         else:
             chosen = labels.clamp(min=0)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
             masks = masks.gather(2, chosen).squeeze(2)
-        drawn = paste(masks.sigmoid(), boxes, size) >= head.test_cfg["mask_thr_binary"]
-        return drawn & (labels >= 0)[..., None, None]
+        # What is missing has boxes of no size, in which nothing is drawn.
+        return paste(masks.sigmoid(), boxes, size, head.test_cfg["mask_thr_binary"])
 
     def _extract(self, extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """Return the features of boxes (B, N, 4): (B · N, C, side, side)."""

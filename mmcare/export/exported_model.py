@@ -104,16 +104,20 @@ def padded(image: np.ndarray, size: Sequence[int | None], mean: Sequence[float],
     """
     height, width = image.shape[1:]
     wanted = (size[0] or height, size[1] or width)
-    if height > wanted[0] or width > wanted[1]:
-        side = max(height, width)
-        raise UserError(
-            f"an image of {height}×{width} does not fit {file}, which takes {wanted[0]}×{wanted[1]}: export with "
-            f"--shape {side} or larger sides, or where the format has it with --dynamic"
-        )
+    check_size((height, width), wanted, file)
     result = np.empty((3, *wanted), np.float32)
     result[:] = np.asarray(mean, np.float32)[:, None, None]
     result[:, :height, :width] = image
     return result
+
+
+def check_size(size: Size, largest: Size, file: str) -> None:
+    """Raise UserError if an image of a size does not fit a file, both height and width."""
+    if size[0] > largest[0] or size[1] > largest[1]:
+        raise UserError(
+            f"an image of {size[0]}×{size[1]} does not fit {file}, which takes {largest[0]}×{largest[1]}: export with "
+            f"--shape {max(size)} or larger sides, or where the format has it with --dynamic"
+        )
 
 
 def _detections(outputs: dict[str, np.ndarray], size: Size, sample: Any) -> InstanceData:

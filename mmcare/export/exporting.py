@@ -103,7 +103,7 @@ def export(
     from ..inference import Predictor
     from ..runtime import ENDINGS, attach_certificate
     from .certification import describe, measure, resizing_of, say, usual_shape
-    from .exported_model import ExportedModel
+    from .exported_model import ExportedModel, check_size
     from .preparation import prepare
     from .quantization.calibration import DEFAULT_IMAGES, read_pictures
     from .quantization.report import sensitivity_plot, sensitivity_table
@@ -116,6 +116,9 @@ def export(
     trained = Predictor(cfg, checkpoint, device="cpu", fast=False)
     shape = shape or usual_shape(resizing_of(cfg), SHAPES[trained.task])
     evaluation = _evaluation(cfg, metric_images, trained.classes) if metric else None
+    if evaluation is not None and not dynamic:  # told now, as conversion takes its time
+        for size in evaluation.sizes():
+            check_size(size, shape, str(path))
     # Each form is made of a copy, as the trained model is measured, too.
     ready = partial(prepare, task=trained.task, part=part, shape=shape, batch=batch, dynamic=dynamic)
     reference = ready(copy.deepcopy(trained.model), form="plain")

@@ -78,7 +78,7 @@ TARGETS = {
         ("onnx", "onnxscript"),
         opsets=(18, 21),
         opset=20,
-        form="plain",
+        form="folded",
         quantizers={
             "fp16": Quantizer("mmcare.export.quantization.half", calibrated=False),
             "int8": Quantizer("mmcare.export.quantization.onnx_int8", calibrated=True, needs=("onnxruntime",)),
@@ -111,6 +111,17 @@ TARGETS = {
         quantizers={
             "int8": Quantizer("mmcare.export.quantization.executorch_int8", calibrated=True, needs=("torchao",)),
         },
+    ),
+    "litert": Target(
+        "mmcare.export.litert",
+        ".tflite",
+        "litert",
+        ("litert_torch",),
+        opsets=None,
+        opset=None,
+        form="fast-whole",
+        detection_operators=False,
+        dynamic=False,
     ),
 }
 """The targets by name. ``form`` was measured: see docs/export.md."""

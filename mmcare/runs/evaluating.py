@@ -92,6 +92,15 @@ class Evaluation:
             found = evaluator.evaluate(self.images)
         return _main(found)
 
+    def sizes(self, most: int = 50) -> Iterator[tuple[int, int]]:
+        """Yield height and width of some images as the pipeline makes them, spread over the data.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        for number in range(0, self.images, -(-self.images // most)):
+            yield tuple(self._dataset[number]["inputs"].shape[1:])
+
     def _evaluator(self) -> Any:
         from mmengine.evaluator import Evaluator
 

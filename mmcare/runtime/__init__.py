@@ -35,6 +35,7 @@ _EXPORTS = {
     "resize_labels": "resizing",
     "resize_mask": "resizing",
     "show": "verifying",
+    "silent_stderr": "native",
     "verify": "verifying",
 }
 

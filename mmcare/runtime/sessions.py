@@ -55,6 +55,7 @@ ENDINGS = {
     ".onnx": Runtime("onnx", "onnxruntime", "onnxruntime"),
     ".xml": Runtime("openvino", "openvino", "openvino"),
     ".pte": Runtime("executorch", "executorch", "executorch"),
+    ".tflite": Runtime("litert", "ai_edge_litert", "ai-edge-litert"),
 }
 """The runtimes by the ending of a file's name."""
 

@@ -7,8 +7,10 @@ import cv2
 from mmcare import Predictor
 from mmcare.runtime import draw_probe
 
-SIZES = ((90, 120), (100, 70), (80, 110), (64, 64))
-"""Heights and widths of the pictures of :func:`write_ground`."""
+KEPT = ((96, 128), (128, 96), (96, 96), (96, 128))
+"""Heights and widths of pictures that the pipeline does not resize: masks and label maps of random weights are noise,
+which cannot be resized in two ways alike."""
+RESIZED = ((90, 120), (100, 70), (80, 110), (64, 64))
 GROUND = """
 _base_ = ["{config}"]
 test_pipeline = _base_.test_pipeline
@@ -34,13 +36,13 @@ KINDS = {
 }
 
 
-def write_ground(model, folder):
-    """Write test data of which a model with random weights finds about the half; return the config for it.
+def write_ground(model, folder, sizes):
+    """Write test data, pictures of these sizes, of which a model finds about the half; return the config for it.
 
     Every second detection, or a part of the label map, is the truth.
     """
     (folder / "pictures").mkdir(parents=True)
-    for number, (height, width) in enumerate(SIZES):
+    for number, (height, width) in enumerate(sizes):
         (picture,) = draw_probe(number, (1, 3, height, width))
         cv2.imwrite(str(folder / f"pictures/{number}.png"), picture.transpose(1, 2, 0)[..., ::-1])
     data, evaluator = KINDS[model.task]
@@ -61,7 +63,7 @@ def write_ground(model, folder):
     truth = dict(info={}, categories=[dict(id=number + 1, name=str(number)) for number in range(5)])
     truth["images"] = [
         dict(id=number, file_name=f"{number}.png", height=height, width=width)
-        for number, (height, width) in enumerate(SIZES)
+        for number, (height, width) in enumerate(sizes)
     ]
     found = [result for number, one in enumerate(predicted) for result in one.to_coco(number)[:30:2]]
     truth["annotations"] = [

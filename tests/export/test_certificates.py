@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ground import write_ground
+from ground import KEPT, RESIZED, write_ground
 from helpers import CONFIGS, ROOT, load_tool
 
 from mmcare import UserError
@@ -22,9 +22,8 @@ FILES = {
     "retinanet": ("care", "dynamic.onnx", dict(dynamic=True)),
     "mask_rcnn": ("casvit", "fixed.onnx", dict(shape=(128, 128), batch=2)),
     "semantic_fpn": ("care", "dynamic.xml", dict(target="openvino", dynamic=True)),
-    "upernet": ("casvit", "fixed.onnx", dict(shape=(128, 128))),
 }
-"""A file for each head: its family, its name, and the options of its export."""
+"""A file for each kind of result: its family, its name, and the options of its export."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def measured(exported):
         if head not in made:
             family, name, options = FILES[head]
             model = exported(family, head)
-            config = write_ground(model, model.folder / "ground")
+            config = write_ground(model, model.folder / "ground", RESIZED if head == "retinanet" else KEPT)
             file = model.export(name, config=config, metric=True, **options)
             made[head] = SimpleNamespace(model=model, config=config, file=file, certificate=open_file(file).certificate)
         return made[head]
@@ -99,11 +98,6 @@ def test_what_tools_test_writes_it_writes_for_files(measured, tool, tmp_path):
             ["--cfg-options", "model.backbone.type=mmcare.CASViT"],
             "FILE was exported with model.backbone.type='mmcare.CARE', and CONFIG has 'mmcare.CASViT': give the config "
             "and options that it was exported with",
-        ),
-        (
-            ["--cfg-options", "test_dataloader.dataset.metainfo.classes=(0,1,2,4,3)"],
-            "FILE has the classes 0, 1, 2, 3, 4, and the test data 0, 1, 2, 4, 3: give data with the same classes in "
-            "the same order",
         ),
     ],
 )
@@ -195,13 +189,28 @@ def test_a_file_whose_metric_is_far_from_the_models_is_told(measured, monkeypatc
 
 
 def test_an_image_that_does_not_fit_a_file_is_told(measured, tool):
-    given = measured("upernet")
-    status, printed = tool(given.config, given.file, "--cfg-options", "test_pipeline.1.scale=(192,160)")
+    given = measured("mask_rcnn")
+    status, printed = tool(
+        given.config, given.file, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(192,160)"
+    )
     assert status == 2
     assert printed.err.splitlines()[-1] == (
-        f"error: an image of 160×192 does not fit {given.file}, which takes 128×128: export with --shape 192 or larger "
+        f"error: an image of 144×192 does not fit {given.file}, which takes 128×128: export with --shape 192 or larger "
         "sides, or where the format has it with --dynamic"
     )
+
+
+def test_that_test_images_do_not_fit_is_told_before_the_conversion(measured, in_process, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = measured("semantic_fpn")
+    options = ["--shape", 64, "-o", "a.onnx"]
+    status, printed = in_process(load_tool("export").main, "export.py", given.config, given.model.checkpoint, *options)
+    assert (status, printed.err) == (
+        2,
+        "error: an image of 96×128 does not fit a.onnx, which takes 64×64: export with --shape 128 or larger sides, or "
+        "where the format has it with --dynamic\n",
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_data_is_told_with_the_ways_around(exported, refusal, monkeypatch, tmp_path):
@@ -215,15 +224,21 @@ def test_missing_data_is_told_with_the_ways_around(exported, refusal, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_data_of_other_classes_is_told(measured, refusal, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    given = measured("semantic_fpn")
-    options = ["--cfg-options", "test_dataloader.dataset.metainfo.classes=(0,1,2,4,3)"]
-    assert refusal(load_tool("export").main, "export.py", given.config, given.model.checkpoint, *options) == (
-        "the test data has the classes 0, 1, 2, 4, 3, and the checkpoint 0, 1, 2, 3, 4: give data with the same "
-        "classes in the same order, or --no-metric"
+def test_data_of_other_classes_is_told(measured, tool, in_process, tmp_path):
+    given, config = measured("semantic_fpn"), tmp_path / "other.py"
+    classes = "('0', '1', '2', '4', '3')"
+    config.write_text(
+        f"_base_ = ['{given.config}']\ntest_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n"
     )
-    assert not list(tmp_path.iterdir())
+    advice = "give data with the same classes in the same order"
+    assert tool(config, given.file)[1].err.splitlines()[-1] == (
+        f"error: {given.file} has the classes 0, 1, 2, 3, 4, and the test data 0, 1, 2, 4, 3: {advice}"
+    )
+    export = load_tool("export").main
+    told = in_process(export, "export.py", config, given.model.checkpoint, "-o", "a.onnx")[1].err.splitlines()[-1]
+    advice += ", or --no-metric"
+    assert told == (f"error: the test data has the classes 0, 1, 2, 4, 3, and the checkpoint 0, 1, 2, 3, 4: {advice}")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_killed_export_leaves_nothing(exported, tmp_path):

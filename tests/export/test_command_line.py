@@ -82,6 +82,11 @@ def test_a_file_has_standard_operators_only_and_nothing_of_this_machine(model):
             "test_cfg.max_per_img is -1, but an exported file returns a fixed number of boxes: set it to that number",
         ),
         (
+            ["--cfg-options", "model.test_cfg.nms_pre=-1"],
+            "test_cfg.nms_pre is -1, with which MMDetection leaves out a candidate of each level: set it to the "
+            "largest number of candidates",
+        ),
+        (
             ["--cfg-options", "model.test_cfg.nms.type=soft_nms"],
             "test_cfg has nms of the type 'soft_nms', which no exported file computes: set it to \"nms\"",
         ),

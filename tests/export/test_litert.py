@@ -1,0 +1,39 @@
+"""LiteRT files against MMDetection's and MMSegmentation's own predictions."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_onnx import assert_same
+
+from mmcare.errors import UserError
+from mmcare.runtime import open_file
+
+SHAPE = (90, 128)
+
+
+# The sizes of the maps are odd, and one image takes another way through the converter than several.
+@pytest.mark.parametrize(
+    ("family", "head", "batch"),
+    [("care", "semantic_fpn", 2), ("casvit", "upernet", 1)],
+)
+def test_a_file_equals_the_model(exported, pictures, capfd, family, head, batch):
+    model = exported(family, head)
+    path = model.export("fixed.tflite", target="litert", shape=SHAPE, batch=batch)
+    written = capfd.readouterr()
+    assert written.out == "" and "LiteRT" not in written.err and "WARNING" not in written.err
+    file = open_file(path, threads=1)
+    images = pictures(batch, *SHAPE)
+    found = {name: torch.from_numpy(value) for name, value in file.run(images.numpy().astype(np.float32)).items()}
+    assert_same(SimpleNamespace(**found, names=list(found)), model.predict(images), SHAPE)
+    assert file.takes == (batch, *SHAPE)
+    assert file.certificate.operators["CONV_2D"] > 10
+
+
+def test_a_file_of_all_sizes_is_refused(exported):
+    model = exported("care", "semantic_fpn")
+    with pytest.raises(UserError) as refusal:
+        model.export("dynamic.tflite", target="litert", dynamic=True)
+    assert str(refusal.value) == "litert files take images of one size: give --shape and --batch instead of --dynamic"
+    assert not (model.folder / "dynamic.tflite").exists()
