@@ -29,6 +29,7 @@ def threshold_between(samples):
     return (low + high) / 2
 
 
+@pytest.mark.stack
 def test_an_image_without_detections_beside_one_with_some(exported, changed, run, pictures):
     images = pictures(2, 64, 96)
     score = threshold_between(exported("care", "retinanet").predict(images))
