@@ -209,8 +209,8 @@ class TwoStage(nn.Module):
         else:
             chosen = labels.clamp(min=0)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
             masks = masks.gather(2, chosen).squeeze(2)
-        found = (labels >= 0)[..., None, None]
-        return paste(masks.sigmoid() * found, boxes, size, head.test_cfg["mask_thr_binary"])
+        # What is missing has boxes of no size, in which nothing is drawn.
+        return paste(masks.sigmoid(), boxes, size, head.test_cfg["mask_thr_binary"])
 
     def _extract(self, extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """Return the features of boxes (B, N, 4): (B · N, C, side, side)."""

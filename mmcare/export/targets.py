@@ -80,7 +80,7 @@ TARGETS = {
         ("onnx", "onnxscript"),
         opsets=(18, 21),
         opset=20,
-        form="plain",
+        form="folded",
         quantizers={
             "fp16": Quantizer("mmcare.export.quantization.half", calibrated=False),
             "int8": Quantizer("mmcare.export.quantization.onnx_int8", calibrated=True, needs=("onnxruntime",)),

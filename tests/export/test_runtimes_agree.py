@@ -1,4 +1,7 @@
-"""One set of images through PyTorch's forms and every runtime: one table, one tolerance."""
+"""One set of images through PyTorch's forms and every runtime: one table, one tolerance.
+
+tests/fast/test_compile.py has the compiled form, as compiling takes as long as all of this.
+"""
 
 import copy
 from functools import partial
@@ -16,15 +19,11 @@ TOLERANCE = 2e-4
 MODELS = {"retinanet": "care", "mask_rcnn": "casvit", "semantic_fpn": "casvit", "upernet": "care"}
 """The family of a model with each head."""
 TARGETS_THAT_RUN = [name for name, target in TARGETS.items() if target.ending in ENDINGS]
-COMPILED = "semantic_fpn"
-"""One graph suffices, as compiling takes long; tests/fast/test_compile.py has the backbones."""
 
 
-def in_pytorch(model, form, compiled=False):
+def in_pytorch(model, form):
     """Return a function from images to the outputs by name, in a form of the backbone."""
     prepared = prepare(copy.deepcopy(model.model), model.task, form=form, shape=SHAPE[2:])
-    if compiled:
-        prepared.module.compile(dynamic=False)
     return partial(run, prepared)
 
 
@@ -39,8 +38,6 @@ def test_all_runtimes_agree(exported, head):
     eager = record_probe(in_pytorch(model, "plain"), SHAPE, floor=0.05, seeds=(0, 1))
     assert eager["detections"] is None or all(len(picture["scores"]) > 5 for picture in eager["detections"])
     runs = {"fast": in_pytorch(model, "fast"), **{name: in_runtime(model, name) for name in TARGETS_THAT_RUN}}
-    if head == COMPILED:
-        runs["compiled"] = in_pytorch(model, "fast", compiled=True)
     images = draw_probe(eager["seed"], SHAPE)
     table = {name: compare_probe(eager, compute(images)) for name, compute in runs.items()}
     print(*(f"{name:12} {errors}" for name, errors in table.items()), sep="\n")

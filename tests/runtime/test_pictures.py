@@ -30,6 +30,7 @@ def made(scale=None, keep_ratio=True, multiple=None, shape=(None, 3, None, None)
 side = st.integers(1, 60)
 
 
+@pytest.mark.stack
 @settings(max_examples=150, deadline=None)
 @given(side, side, st.integers(1, 130), st.integers(1, 130), st.sampled_from([(), (3,)]))
 def test_interpolation_is_opencvs_to_the_last_bit(height, width, new_height, new_width, channels):
@@ -38,6 +39,7 @@ def test_interpolation_is_opencvs_to_the_last_bit(height, width, new_height, new
     np.testing.assert_array_equal(resize(picture, new_width, new_height), wanted)
 
 
+@pytest.mark.stack
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(20, 90), st.integers(20, 90), st.integers(20, 200), st.integers(20, 200), st.booleans(), st.booleans()
@@ -56,6 +58,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_it(height, width, long, short, 
     assert (found.image.dtype, found.size, found.inner) == (np.float32, (height, width), results["img"].shape[:2])
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotated_photo_is_read_as_by_mmcv(tmp_path, orientation):
     exif = Image.Exif()
@@ -65,6 +68,7 @@ def test_a_rotated_photo_is_read_as_by_mmcv(tmp_path, orientation):
     np.testing.assert_array_equal(read_picture(path), mmcv.imread(str(path))[..., ::-1])
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
 def test_pictures_of_all_kinds_are_read_as_by_mmcv(tmp_path, mode):
     path = tmp_path / "a.png"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..preparation import Prepared
 from .agreement import Outputs
 from .layers import group_of
 from .result import Quantized
-from .search import COMPARED, Content, search
+from .search import COMPARED, Metric, search
 from .speed import compare_speed
 
 with quiet():
@@ -32,10 +32,10 @@ def quantize(
     prepared: Prepared,
     opset: None,
     pictures: Sequence[np.ndarray],
-    metric: Callable[[Content], Any] | None = None,
+    metric: Metric | None,
 ) -> Quantized:
     """Return the file, with the fewest blocks in float that hold the metric."""
-    trials = _Trials(prepared, pictures)
+    trials = Trials(prepared, pictures)
     found = search(trials, metric)
     content = trials.content(found.floats)
     batch = (torch.from_numpy(pictures[0]),)
@@ -53,21 +53,26 @@ def quantize(
     return Quantized(content, record, warning)
 
 
-class _Trials:
-    """See :class:`.search.Trials`.
+class Trials:
+    """Files of a model with some blocks in int8; see :class:`.search.Trials`.
 
     Calibration for the trials is done once, with all blocks in int8. In torch, a trial then rounds the inputs, weights
-    and outputs of its int8 convolutions as XNNPACK does; only a file that is asked for is converted.
+    and outputs of its int8 convolutions as XNNPACK does; only a file that is asked for is converted. The last
+    convolutions of the heads stay in float, as quantizing their outputs would round the scores.
     """
 
     def __init__(self, prepared: Prepared, pictures: Sequence[np.ndarray]) -> None:
         self._prepared = prepared
         self._pictures = [torch.from_numpy(picture) for picture in pictures]
         self._program = capture(prepared)
-        self._observed = self._calibrate(())
-        self._layers = {node.name: group for node in self._observed.graph.nodes if (group := _group(node))}
+        graph = self._program.module(check_guards=False).graph
+        dense = {node: group for node in graph.nodes if (group := group_of(_dense_weight(node)))}
+        last = _last(dense)
+        self._layers = {_dense_weight(node): group for node, group in dense.items() if node not in last}
+        self._maps = {_dense_weight(node) for node in last}
         self.groups = tuple(dict.fromkeys(self._layers.values()))
-        self._last = _last(self._observed.graph, self._layers)
+        self._contents: dict[frozenset[str], bytes] = {}
+        self._observed = self._calibrate(())
         self._ranges = {
             name: module.calculate_qparams()
             for name, module in self._observed.named_modules(remove_duplicate=False)  # convolutions share some
@@ -75,8 +80,7 @@ class _Trials:
         }
 
     def run(self, floats: Collection[str]) -> list[tuple[Outputs, Outputs]]:
-        rounded = {name for name, group in self._layers.items() if group not in floats}
-        rounding = _Rounding(self._observed, self._ranges, rounded, self._last)
+        rounding = _Rounding(self._observed, self._ranges, self._small(floats), self._maps)
         results = []
         for batch in self._pictures[:COMPARED]:
             with torch.no_grad():
@@ -84,8 +88,18 @@ class _Trials:
             results.append((dict(rounding.maps), dict(zip(self._prepared.outputs, values, strict=True))))
         return results
 
-    def content(self, floats: Collection[str]) -> Content:
-        if set(floats) == set(self.groups):
+    def content(self, floats: Collection[str]) -> bytes:
+        key = frozenset(floats)
+        if key not in self._contents:  # a conversion takes minutes
+            self._contents[key] = self._convert(floats)
+        return self._contents[key]
+
+    def _small(self, floats: Collection[str]) -> set[str]:
+        """Return the names of the weights in int8."""
+        return {weight for weight, group in self._layers.items() if group not in floats}
+
+    def _convert(self, floats: Collection[str]) -> bytes:
+        if len(floats) == len(self.groups):
             return lower(self._program)
         with torch.no_grad(), quiet():
             module = convert_pt2e(self._calibrate(floats))
@@ -93,9 +107,10 @@ class _Trials:
 
     def _calibrate(self, floats: Collection[str]) -> fx.GraphModule:
         """Return the graph with observers that have seen the pictures, for all blocks but some."""
+        small = self._small(floats)
         quantizer = XNNPACKQuantizer()
         quantizer.set_operator_type(aten.conv2d.default, get_symmetric_quantization_config(is_per_channel=True))
-        quantizer.set_filter_function(lambda node: not _is_conv(node) or _group(node) not in (None, *floats))
+        quantizer.set_filter_function(lambda node: not _is_conv(node) or _dense_weight(node) in small)
         with torch.no_grad(), quiet():
             observed = prepare_pt2e(self._program.module(check_guards=False), quantizer)
             for batch in self._pictures:
@@ -109,20 +124,23 @@ class _Rounding(fx.Interpreter):
     Args:
         observed: the graph.
         ranges: scale and zero point by the observer's name.
-        rounded: the names of the convolutions.
-        last: the names of those whose outputs are kept in ``maps``.
+        small: the names of the weights of the convolutions.
+        last: the names of the weights of those whose outputs are kept in ``maps``.
     """
 
     def __init__(
         self,
         observed: fx.GraphModule,
-        ranges: dict[str, tuple[Tensor, Tensor]],
-        rounded: Collection[str],
+        ranges: Mapping[str, tuple[Tensor, Tensor]],
+        small: Collection[str],
         last: Collection[str],
     ) -> None:
         super().__init__(observed)
-        self._ranges, self._rounded, self._last = ranges, rounded, last
-        self._outputs = {_activated(node, ranges) for node in observed.graph.nodes if node.name in rounded}
+        weights = {node: _dense_weight(node) for node in observed.graph.nodes if _is_conv(node)}
+        self._ranges = ranges
+        self._rounded = {node for node, weight in weights.items() if weight in small}
+        self._outputs = {_activated(node, ranges) for node in self._rounded}
+        self._last = {node for node, weight in weights.items() if weight in last}
         self.maps: dict[str, np.ndarray] = {}
 
     def run_node(self, node: fx.Node) -> Any:
@@ -131,13 +149,13 @@ class _Rounding(fx.Interpreter):
             value = self.env[source]
             return self._round(value, node.target) if source in self._outputs else value
         value = super().run_node(node)
-        if node.name in self._last:
+        if node in self._last:
             self.maps[node.name] = value.numpy()
         return value
 
     def fetch_args_kwargs_from_env(self, node: fx.Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(node)
-        if node.name in self._rounded:
+        if node in self._rounded:
             x, weight = (self._round(args[place], node.args[place].target) for place in (0, 1))
             args = (x, weight, *args[2:])
         return args, kwargs
@@ -155,13 +173,13 @@ def _is_conv(node: fx.Node) -> bool:
     return node.target is aten.conv2d.default
 
 
-def _group(node: fx.Node) -> str | None:
-    """Return the block that a dense convolution belongs to; None of anything that stays float."""
+def _dense_weight(node: fx.Node) -> str:
+    """Return the name of the weight of a dense convolution; nothing of anything else."""
     groups = node.args[6] if len(node.args) > 6 else 1
     if not _is_conv(node) or groups != 1:
-        return None
+        return ""
     weight = node.args[1] if node.args[1].op == "get_attr" else node.args[1].args[0]  # or what observes it
-    return group_of(weight.target)
+    return str(weight.target)
 
 
 def _activated(node: fx.Node, observers: Collection[str]) -> fx.Node:
@@ -170,14 +188,13 @@ def _activated(node: fx.Node, observers: Collection[str]) -> fx.Node:
     return node if observed else next(iter(node.users))
 
 
-def _last(graph: fx.Graph, layers: Collection[str]) -> list[str]:
+def _last(layers: Collection[fx.Node]) -> list[fx.Node]:
     """Return the layers from which no other one is computed: they make the heads' maps."""
     earlier: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.name in layers]
+    waiting = list(layers)
     while waiting:
         for source in waiting.pop().all_input_nodes:
             if source not in earlier:
                 earlier.add(source)
                 waiting.append(source)
-    names = {node.name for node in earlier}
-    return [name for name in layers if name not in names]
+    return [node for node in layers if node not in earlier]

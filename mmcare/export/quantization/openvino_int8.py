@@ -67,6 +67,7 @@ class Trials:
         self._layers = {name: group for name, group in layers.items() if group}
         self.groups = tuple(dict.fromkeys(self._layers.values()))
         self._last = _last(model, self._layers)
+        self._made = {frozenset(self.groups): model}
         # The weights stay as they are, so that float ones can be had again; and so do the biases.
         self._all = self._quantize(
             (),
@@ -99,9 +100,10 @@ class Trials:
 
     def quantized(self, floats: Collection[str]) -> openvino.Model:
         """Return the model with int8 weights."""
-        if len(floats) == len(self.groups):
-            return self._model
-        return self._quantize(floats, nncf.AdvancedQuantizationParameters())
+        made = frozenset(floats)
+        if made not in self._made:
+            self._made[made] = self._quantize(floats, nncf.AdvancedQuantizationParameters())
+        return self._made[made]
 
     def _quantize(self, floats: Collection[str], settings: nncf.AdvancedQuantizationParameters) -> openvino.Model:
         others = {op.get_type_name() for op in self._model.get_ops()} - {DENSE}

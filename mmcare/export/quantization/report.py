@@ -42,7 +42,9 @@ def sensitivity_plot(record: Mapping[str, Any]) -> bytes:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("relative error of the heads' maps when the block alone is int8, in %; orange stays in float32")
+    axes.set_xlabel(
+        "relative error of the heads' maps when the block alone is int8, in %\norange blocks stay in float32"
+    )
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..certification import say
 from .agreement import Outputs, agreement, relative_errors
 
 TOLERANCE = 0.018
@@ -72,16 +73,21 @@ def search(trials: Trials, metric: Metric | None) -> Found:
     """
     every = frozenset(trials.groups)
     reference = trials.run(every)
-    errors = {group: _error(reference, trials.run(every - {group})) for group in trials.groups}
-    errors = dict(sorted(errors.items(), key=lambda item: -item[1]))
 
     def score(floats: Collection[str]) -> dict[str, float]:
         if metric:
-            return dict(metric(trials.content(floats)))
-        outputs = ([outputs for _, outputs in results] for results in (reference, trials.run(floats)))
-        return {AGREEMENT: agreement(*outputs)}
+            scores = dict(metric(trials.content(floats)))
+        else:
+            outputs = ([outputs for _, outputs in results] for results in (reference, trials.run(floats)))
+            scores = {AGREEMENT: agreement(*outputs)}
+        values = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        say(f"{len(floats)} of {len(trials.groups)} blocks in float: {values}")
+        return scores
 
-    best = score(every)
+    best = score(every)  # first, as it may be that test images do not fit the file
+    say(f"measuring the sensitivity of {len(trials.groups)} blocks to int8")
+    errors = {group: _error(reference, trials.run(every - {group})) for group in trials.groups}
+    errors = dict(sorted(errors.items(), key=lambda item: -item[1]))
 
     def is_held(scores: Mapping[str, float]) -> bool:
         return all(value - scores.get(name, 0.0) <= TOLERANCE for name, value in best.items())

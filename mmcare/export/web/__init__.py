@@ -1,6 +1,6 @@
 """A page that runs a model in a browser, without a server and without a network."""
 
 from .exporting import export_page
-from .library import NAME, VERSION, read_library
+from .library import read_library
 
-__all__ = ["NAME", "VERSION", "export_page", "read_library"]
+__all__ = ["export_page", "read_library"]

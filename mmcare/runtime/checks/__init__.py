@@ -16,8 +16,8 @@ from ..errors import FileError
 
 LARGEST_FILE = 2**31
 """Bytes; formats with 32-bit places have no more."""
-LARGEST_TENSOR = 2**30
-"""Values that a tensor may have: eight times as many as 64 masks of 1024×2048 pixels."""
+LARGEST_TENSOR = 2**32
+"""Values that a tensor may have; 100 masks of 800×1333 pixels in each of 16 pictures have less than half."""
 
 Shape = tuple[int | None, ...]
 
@@ -72,10 +72,10 @@ def check_file(path: Path) -> Contents:
     return _check(path, content)
 
 
-def check_shape(name: str, shape: Shape) -> None:
+def check_shape(name: str, shape: Shape, largest: int = LARGEST_TENSOR) -> None:
     """Raise ValueError if a tensor has sides that are negative, or more values than a runtime should make room for."""
     known = [side for side in shape if side is not None]
-    if any(side < 0 for side in known) or prod(known) > LARGEST_TENSOR:
+    if any(side < 0 for side in known) or prod(known) > largest:
         sides = "×".join("any" if side is None else str(side) for side in shape)
         raise ValueError(f"has a tensor {name[:60]!r} of {sides} values")
 

@@ -123,6 +123,4 @@ class _Table:
 
 
 def _at(file: memoryview, kind: str, place: int) -> int:
-    if place < 0:
-        raise IndexError
     return struct.unpack_from(kind, file, place)[0]

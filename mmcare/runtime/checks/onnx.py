@@ -16,6 +16,8 @@ _OWN = ("", "ai.onnx")
 """The domain of ONNX's own operators, and another name of it."""
 _DEEPEST = 8
 """Graphs within graphs."""
+_LARGEST_MADE = 2**28
+"""Values of a tensor that an operator makes from its size alone."""
 _SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operators that make tensors of any size from small ones, and which input has the size."""
 
@@ -89,7 +91,7 @@ class _Reader:
         if kind == "Constant" and constant is not None and outputs:
             self._sizes[outputs[0]] = constant
         if kind in _SHAPED and len(inputs) > _SHAPED[kind]:
-            check_shape(kind, tuple(self._sizes.get(inputs[_SHAPED[kind]], ())))
+            check_shape(kind, tuple(self._sizes.get(inputs[_SHAPED[kind]], ())), _LARGEST_MADE)
 
     def _read_attribute(self, attribute: Message, depth: int) -> list[int] | None:
         """Check what an attribute holds, and return its whole numbers."""
