@@ -41,6 +41,8 @@ DECOMPOSITIONS = {
     torch.ops.aten.prod.dim_int: lambda x, dim: reduce(torch.mul, x.unbind(dim)),
     torch.ops.aten.where.ScalarOther: lambda chosen, x, other: torch.where(chosen, x, torch.full_like(x, other)),
     torch.ops.aten.where.ScalarSelf: lambda chosen, value, x: torch.where(chosen, torch.full_like(x, value), x),
+    # It has the integers' quotient as a float; here they are less than 4 million, so this one is exact.
+    torch.ops.aten.floor_divide.default: lambda x, by: ((x.float() + 0.5) / by).floor().to(x.dtype),
     # Of truth values, which are the only ones that these graphs combine.
     torch.ops.aten.__and__.Tensor: torch.logical_and,
     torch.ops.aten.bitwise_and.Tensor: torch.logical_and,
