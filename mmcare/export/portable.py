@@ -124,8 +124,9 @@ def pool(extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) 
     table = torch.cat([values.flatten(2) for values in maps], dim=2).transpose(1, 2).flatten(0, 1)  # (B · pixels, C)
     levels = extractor.map_roi_levels(rois, len(maps))
     most = _most_pixels(extractor, sizes)
-    together = min(len(rois), max(1, POOLED // (most * table.shape[1])))
-    parts = zip(rois.split(together), levels.split(together), strict=True)
+    together = max(1, POOLED // (most * table.shape[1]))
+    starts = range(0, len(rois), together)  # not torch.split, whose only part LiteRT's and Core ML's converters refuse
+    parts = [(rois[start : start + together], levels[start : start + together]) for start in starts]
     return torch.cat([_pool(extractor, table, sizes, most, *part) for part in parts])
 
 
