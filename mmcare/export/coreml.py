@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from ..runtime import silent_stderr
 from .preparation import INPUT, Prepared
 
@@ -34,7 +33,15 @@ def _clamp(x: Tensor, low: int | None = None, high: int | None = None) -> Tensor
     return x if high is None else torch.minimum(x, torch.full_like(x, high))
 
 
+def _pad(x: Tensor, sides: list[int], mode: str = "constant", value: int | None = None) -> Tensor:
+    """Pad integers at the end of the last axis, which coremltools would make floats."""
+    if x.is_floating_point() or len(sides) != 2 or sides[0] or mode != "constant":
+        return NotImplemented
+    return torch.cat((x, x.new_full((*x.shape[:-1], sides[1]), value or 0)), dim=-1)
+
+
 DECOMPOSITIONS = {
+    torch.ops.aten.pad.default: _pad,
     torch.ops.aten.clamp.default: _clamp,
     torch.ops.aten.alias.default: lambda x: x.clone(),
     torch.ops.aten.addcmul.default: lambda x, left, right, value=1: x + value * left * right,
@@ -56,13 +63,7 @@ PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
 
 
 def convert(prepared: Prepared, opset: None) -> dict[str, bytes]:
-    """Return the contents of an .mlpackage's files by their names inside of it; integers have 32 bits.
-
-    Raises:
-        UserError: the model is a Mask R-CNN.
-    """
-    if "masks" in prepared.outputs:
-        raise UserError("there is no export of Mask R-CNN to Core ML yet: give another format, or --part network")
+    """Return the contents of an .mlpackage's files by their names inside of it; integers and masks are int32."""
     with torch.no_grad(), silent_stderr(), warnings.catch_warnings(), TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         program = torch.export.export(_Arguments(prepared.module), (prepared.images,))

@@ -11,7 +11,14 @@ PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
 
 @pytest.mark.parametrize(
     ("family", "head", "outputs"),
-    [("care", "semantic_fpn", {"output": (1, 64, 96), "scores": (1, 64, 96)})],
+    [
+        ("care", "semantic_fpn", {"output": ((1, 64, 96), INT32), "scores": ((1, 64, 96), FLOAT32)}),
+        (
+            "casvit",
+            "mask_rcnn",
+            {"dets": ((1, 30, 5), FLOAT32), "labels": ((1, 30), INT32), "masks": ((1, 30, 64, 96), INT32)},
+        ),
+    ],
 )
 def test_a_package_has_the_inputs_and_outputs_and_operators_of_core_ml_only(exported, capfd, family, head, outputs):
     model = exported(family, head)
@@ -25,9 +32,8 @@ def test_a_package_has_the_inputs_and_outputs_and_operators_of_core_ml_only(expo
     assert files == [PROGRAM, "Data/com.apple.CoreML/weights/weight.bin", "Manifest.json"]
     description = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
     assert {each.name: tuple(each.type.multiArrayType.shape) for each in description.input} == {"input": (1, 3, 64, 96)}
-    assert {each.name: tuple(each.type.multiArrayType.shape) for each in description.output} == outputs
-    kinds = {each.name: each.type.multiArrayType.dataType for each in description.output}
-    assert kinds == {"output": INT32, "scores": FLOAT32}
+    kinds = {each.name: each.type.multiArrayType for each in description.output}
+    assert {name: (tuple(kind.shape), kind.dataType) for name, kind in kinds.items()} == outputs
     certificate = read_certificate(path.with_name("fixed.mlpackage.json").read_text(), str(path))
     assert certificate.operators["conv"] > 10 and not any("custom" in name for name in certificate.operators)
     assert sorted(certificate.sha256) == [f"fixed.mlpackage/{name}" for name in files]

@@ -16,7 +16,7 @@ SHAPE = (90, 128)
 # The sizes of the maps are odd, and one image takes another way through the converter than several.
 @pytest.mark.parametrize(
     ("family", "head", "batch"),
-    [("care", "retinanet", 1), ("care", "semantic_fpn", 2), ("casvit", "upernet", 1)],
+    [("care", "retinanet", 1), ("casvit", "mask_rcnn", 2), ("care", "semantic_fpn", 2), ("casvit", "upernet", 1)],
 )
 def test_a_file_equals_the_model(exported, pictures, capfd, family, head, batch):
     model = exported(family, head)
