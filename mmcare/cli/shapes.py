@@ -12,13 +12,18 @@ class _Shape(argparse.Action):
         namespace.shape = (sides[0], sides[-1])
 
 
-def add_shape(parser: argparse._ActionsContainer) -> None:
-    """Add ``--shape`` to a parser or group: (height, width) in pixels, or None if it is not given."""
+def add_shape(parser: argparse._ActionsContainer, default: str = "800 1333 in detection, else 512 512") -> None:
+    """Add ``--shape`` to a parser or group: (height, width) in pixels, or None if it is not given.
+
+    Args:
+        parser: the parser or group.
+        default: what a tool takes then, for the help.
+    """
     parser.add_argument(
         "--shape",
         type=int,
         nargs="+",
         action=_Shape,
         metavar="SIDE",
-        help="height and width of the image, or one number for both (default: 800 1333 in detection, else 512 512)",
+        help=f"height and width of the image, or one number for both (default: {default})",
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtime import Certificate, ExportedFile
 
 SHAPES = {"detection": (800, 1333), "segmentation": (512, 512)}
-"""Height and width of the images by default, or less where the test pipeline makes them smaller."""
+"""The largest height and width of a wide picture that is measured by default; see :func:`export`."""
 
 
 def export(
@@ -60,8 +60,8 @@ def export(
         path: the file to write.
         target: one of :data:`mmcare.export.TARGETS`.
         part: one of :data:`mmcare.export.PARTS`.
-        shape: height and width of the images; by default those of a wide picture in the test pipeline, at most
-            800×1333 for detectors and 512×512 for segmentors.
+        shape: height and width of the images; by default both the longer side of the test pipeline's pictures, at
+            most 1333 pixels for detectors and 512 for segmentors.
         batch: number of images.
         dynamic: whether the file takes any number and size of images, from 32×32, instead.
         opset: version of ONNX's operators; by default the target's.
@@ -115,7 +115,9 @@ def export(
         _check_data(cfg)
     model = copy.deepcopy(cfg.model)
     trained = Predictor(cfg, checkpoint, device="cpu", fast=False)
-    shape = shape or usual_shape(resizing_of(cfg), SHAPES[trained.task])
+    usual = usual_shape(resizing_of(cfg), SHAPES[trained.task])
+    # A file of one size takes wide and upright pictures.
+    shape = shape or (usual if dynamic else (max(usual), max(usual)))
     evaluation = _evaluation(cfg, metric_images, trained.classes) if metric else None
     if evaluation is not None and not dynamic:  # told now, as conversion takes its time
         for size in evaluation.sizes():

@@ -37,7 +37,7 @@ def parse_args() -> Namespace:
         default="model",
         help="model; network, without decoding; or backbone, its four maps alone (default: %(default)s)",
     )
-    add_shape(parser)
+    add_shape(parser, "the longer side of the test pipeline's pictures for both")
     parser.add_argument("--batch", type=int, default=1, help="number of images (default: 1)")
     parser.add_argument("--dynamic", action="store_true", help="take any number and size of images instead")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: 20)")
