@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...files import write_folder
-from ...runtime import open_file
 from .library import NAME, SCRIPT, VERSION, WASM
 
 PAGE = ("index.html", "style.css", "files.js", "results.js", "page.js")
@@ -60,6 +59,8 @@ def write_page(folder: Path, model: Path, name: str, library: dict[str, bytes]) 
         UserError: the folder cannot be written.
         FileError: the model cannot be read.
     """
+    from ...runtime import open_file  # needs NumPy
+
     certificate = json.loads(open_file(model).certificate.to_json())
     assets = files(__package__)
     content = {asset: assets.joinpath(asset).read_bytes() for asset in PAGE}
