@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -34,10 +35,14 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _disconnect() -> None:
-    """Close the connections that MMEngine leaves open, as gloo's threads may abort a process at exit."""
+    """Close the connections that MMEngine leaves open, as gloo's threads may abort a process at exit.
+
+    They end with the last reference to the group, and the wrapped model, which has one, is in reference cycles.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()
 
 
 def _sentence(error: UserError) -> str:
