@@ -39,7 +39,7 @@ HEADS = {
         "    mask_roi_extractor=dict(out_channels=32),"
         "    mask_head=dict(in_channels=32, conv_out_channels=32, num_convs=1, num_classes=5),"
         "),"
-        "test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=80), rcnn=dict(max_per_img=30)),",
+        "test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=130), rcnn=dict(max_per_img=12)),",
     ),
     "semantic_fpn": (
         "segmentation",

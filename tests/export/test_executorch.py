@@ -21,8 +21,8 @@ SHAPE = (64, 96)
 
 @pytest.fixture(scope="module")
 def file(exported):
-    """Return the tiny RetinaNet on CAS-ViT, and its file."""
-    model = exported("casvit", "retinanet")
+    """Return the tiny Semantic FPN on CAS-ViT, and its file."""
+    model = exported("casvit", "semantic_fpn")
     return model, model.export("fixed.pte", target="executorch", shape=SHAPE, metric=False)
 
 
@@ -58,7 +58,7 @@ def test_the_network_is_few_programs_of_xnnpack(file):
 
 
 def test_int8_convolutions_are_near_those_of_the_model(exported, pictures, tmp_path):
-    model = exported("casvit", "retinanet")
+    model = exported("casvit", "semantic_fpn")
     for number in range(3):
         picture = pictures(number + 1, *SHAPE)[number].permute(1, 2, 0).numpy()
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
@@ -116,4 +116,4 @@ def test_another_precision_is_refused(file):
 
 def test_a_file_for_all_sizes_is_refused(exported):
     with pytest.raises(UserError, match="executorch files take images of one size: give --shape and --batch"):
-        exported("casvit", "retinanet").export("dynamic.pte", target="executorch", dynamic=True)
+        exported("casvit", "semantic_fpn").export("dynamic.pte", target="executorch", dynamic=True)
