@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 METRIC_TOLERANCES = {None: 0.002, "fp16": 0.01, "int8": 0.02}
 """How far a file's metric may be from the trained model's, by its numbers; with smaller ones, how much lower."""
-MASKS_TOLERANCE = 0.003
-"""How much further that of masks may be, as a file draws them in the size of its input, not of the picture."""
 TOLERANCES = {None: (2e-4, 1e-3), "fp16": (0.05, 0.05)}
 """The largest error of boxes, scores and maps, and of masks and label maps; see :mod:`mmcare.runtime.probe`."""
 ROUNDS = (3, 10)
@@ -279,7 +277,7 @@ def _run_and_keep(reference: Prepared, seen: list, images: np.ndarray) -> dict[s
 def _errors(content: dict[str, Any], wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the error of each output as :mod:`mmcare.runtime.probe` defines it, of all values instead of some."""
     errors = compare_probe(content, found)
-    for name in errors.keys() & wanted.keys() - {"dets", "labels", "masks"}:
+    for name in errors.keys() & wanted.keys() - {"dets", "labels", "masks", "mask_probs"}:
         old, new = wanted[name], found[name]
         if old.dtype.kind == "f":
             errors[name] = float(np.abs(old - new).max() / max(np.abs(old).max(), 1e-12))
@@ -326,7 +324,7 @@ def compare_metrics(
     for name in pytorch | own:
         metric = Metric(name, evaluation.data, evaluation.images, pytorch.get(name, 0.0), own.get(name, 0.0))
         say(f"{name}: {metric.pytorch:.4f} trained, {metric.file:.4f} in the file")
-        tolerance = METRIC_TOLERANCES[numbers] + (MASKS_TOLERANCE if name.endswith("segm_mAP") else 0)
+        tolerance = METRIC_TOLERANCES[numbers]
         loss = metric.pytorch - metric.file
         if (loss if numbers else abs(loss)) > tolerance + 1e-9:
             raise UserError(

@@ -90,7 +90,7 @@ def build(model: nn.Module, detection_operators: bool) -> tuple[nn.Module, tuple
     check(model)
     room = operators if detection_operators else portable
     if isinstance(model, MaskRCNN):
-        return TwoStage(model, room), ("dets", "labels", "masks")
+        return TwoStage(model, room), ("dets", "labels", "masks", "mask_probs")
     return OneStage(model, room), ("dets", "labels")
 
 
@@ -158,13 +158,16 @@ def _level(head: AnchorHead, number: int, scores: Tensor, deltas: Tensor, most: 
 
 
 class TwoStage(nn.Module):
-    """Mask R-CNN: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K), ``masks``."""
+    """Mask R-CNN: images (B, 3, H, W), normalized and padded → ``dets`` (B, K, 5), ``labels`` (B, K) and the masks.
+
+    These are ``masks`` (B, K, height, width), bool, and what they are drawn from, ``mask_probs`` (B, K, M, M).
+    """
 
     def __init__(self, model: nn.Module, room: ModuleType) -> None:
         super().__init__()
         self.model, self.keep, self.pool = model, room.keep, room.pool
 
-    def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``size`` is the height and width without padding, and of the masks."""
         maps = self.model.extract_feat(images)
         proposals, found = self._propose(maps, size)
@@ -183,7 +186,10 @@ class TwoStage(nn.Module):
         dets, labels = suppress(
             self.keep, boxes.flatten(1, 2), scores.flatten(1), labels, labels, settings, settings["score_thr"]
         )
-        return dets, labels, self._masks(maps, dets[..., :4], labels, size)
+        boxes = dets[..., :4]
+        probabilities = self._masks(maps, boxes, labels)
+        # What is missing has boxes of no size, in which nothing is drawn.
+        return dets, labels, paste(probabilities, boxes, size, settings["mask_thr_binary"]), probabilities
 
     def _propose(self, maps: tuple[Tensor, ...], size: Size) -> tuple[Tensor, Tensor]:
         """Return proposals (B, P, 4), and which are none but padding (B, P)."""
@@ -199,8 +205,8 @@ class TwoStage(nn.Module):
         dets, labels = suppress(self.keep, boxes, scores, numbers, torch.zeros_like(numbers), settings, DROPPED / 2)
         return dets[..., :4], labels >= 0
 
-    def _masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
-        """Return the masks (B, K, H, W), bool, of boxes (B, K, 4)."""
+    def _masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
+        """Return the probabilities (B, K, M, M) that cells of boxes (B, K, 4) belong to the object."""
         head = self.model.roi_head
         masks = head.mask_head(self._extract(head.mask_roi_extractor, maps, boxes))
         masks = masks.unflatten(0, labels.shape)  # (B, K, classes, M, M)
@@ -209,8 +215,7 @@ class TwoStage(nn.Module):
         else:
             chosen = labels.clamp(min=0)[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])
             masks = masks.gather(2, chosen).squeeze(2)
-        # What is missing has boxes of no size, in which nothing is drawn.
-        return paste(masks.sigmoid(), boxes, size, head.test_cfg["mask_thr_binary"])
+        return masks.sigmoid()
 
     def _extract(self, extractor: SingleRoIExtractor, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """Return the features of boxes (B, N, 4): (B · N, C, side, side)."""

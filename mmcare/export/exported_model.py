@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from ..errors import UserError
 from ..registry import MODELS
-from ..runtime import ExportedFile, open_file, resize_labels, resize_mask
+from ..runtime import ExportedFile, draw_mask, open_file, resize_labels
 
 Size = tuple[int, int]
 
@@ -59,10 +59,11 @@ class ExportedModel(BaseModel):
         """
         images = [image.flip(0).float().numpy() for image in data["inputs"]]
         samples = data["data_samples"]
+        least = (self.file.certificate.thresholds.get("rcnn") or {}).get("mask_thr_binary", 0.5)
         for sample, image, outputs in zip(samples, images, self._run(images), strict=True):
             size = image.shape[1:]
             if self.file.certificate.task == "detection":
-                sample.pred_instances = _detections(outputs, size, sample)
+                sample.pred_instances = _detections(outputs, size, sample, least)
             else:
                 labels = _label_map(outputs, size, sample.ori_shape[:2])
                 sample.set_data({"pred_sem_seg": PixelData(data=torch.from_numpy(labels[None]))})
@@ -120,21 +121,23 @@ def check_size(size: Size, largest: Size, file: str) -> None:
         )
 
 
-def _detections(outputs: dict[str, np.ndarray], size: Size, sample: Any) -> InstanceData:
-    """Return the detections of an image of a size before padding, in pixels of the original image."""
+def _detections(outputs: dict[str, np.ndarray], size: Size, sample: Any, least: float) -> InstanceData:
+    """Return the detections of an image of a size before padding, in pixels of the original; see :func:`draw_mask`."""
     height, width = size
-    boxes = outputs["dets"][:, :4].clip(0, (width, height, width, height))
+    whole = outputs["dets"][:, :4]
+    boxes = whole.clip(0, (width, height, width, height))
     found = (outputs["labels"] >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)  # the others are in the padding
-    boxes = (boxes[found] / np.tile(sample.scale_factor, 2)).astype(np.float32)
+    scale = np.tile(sample.scale_factor, 2)
+    boxes = (boxes[found] / scale).astype(np.float32)
     instances = InstanceData(
         bboxes=torch.from_numpy(boxes),
         scores=torch.from_numpy(outputs["dets"][found, 4]),
         labels=torch.from_numpy(outputs["labels"][found].astype(np.int64)),
     )
-    if "masks" in outputs:
+    if "mask_probs" in outputs:
         masks = np.zeros((len(boxes), *sample.ori_shape[:2]), bool)
-        for mask, drawn, box in zip(outputs["masks"][found, :height, :width], masks, boxes, strict=True):
-            resize_mask(mask, drawn, box)
+        for mask, drawn, box in zip(outputs["mask_probs"][found], masks, whole[found] / scale, strict=True):
+            draw_mask(mask, box, drawn, least)
         instances.masks = torch.from_numpy(masks)
     return instances
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from ..errors import UserError
 from ..files import clear_leftovers, write_files, write_folder
 from ..runs import Evaluation, load_config, missing_inputs
 from ..stack import check_stack
+from .fitting import check_classes
 from .quantization import Quantized, SlowerWarning
 from .targets import PARTS, check_options
 
@@ -101,7 +103,7 @@ def export(
     from mmengine.config import Config
 
     from ..inference import Predictor
-    from ..runtime import ENDINGS, attach_certificate
+    from ..runtime import ENDINGS, NOT_RUN, attach_certificate
     from .certification import describe, measure, resizing_of, say, usual_shape
     from .exported_model import ExportedModel, check_size
     from .preparation import prepare
@@ -152,7 +154,8 @@ def export(
         with _opened(certificate, files, path.name) as file:
             certificate = measure(certificate, file, reference, trained, shape, evaluation)
     else:
-        say(f"the file is not run, as there is no runtime for {target} here: nothing is measured")
+        say(f"there is no runtime for {target} here, so nothing is measured: the certificate says {NOT_RUN!r}")
+        certificate = replace(certificate, measured=replace(certificate.measured, note=NOT_RUN))
     final = {path.parent / name: content for name, content in attach_certificate(certificate, files, path.name).items()}
     if made.record and "sensitivity" in made.record:
         say(sensitivity_table(made.record))
@@ -204,16 +207,8 @@ def _evaluation(cfg: Config, most: int | None, classes: tuple[str, ...]) -> Eval
     if most is not None and most < 1:
         raise UserError(f"a metric needs at least 1 image, not {most}: give another --metric-images, or --no-metric")
     evaluation = Evaluation(cfg, most)
-    if evaluation.classes != classes:
-        raise UserError(
-            f"the test data has the classes {_some(evaluation.classes)}, and the checkpoint {_some(classes)}: give "
-            "data with the same classes in the same order, or --no-metric"
-        )
+    check_classes(classes, evaluation.classes, "the checkpoint", or_else=", or --no-metric")
     return evaluation
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")
 
 
 def _by_name(content: bytes | Mapping[str, bytes], path: Path, folder: bool) -> dict[str, bytes]:

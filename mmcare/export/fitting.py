@@ -37,12 +37,19 @@ def check_fit(certificate: Certificate, cfg: Config, path: str | Path) -> None:
         )
 
 
-def check_classes(certificate: Certificate, classes: tuple[str, ...], path: str | Path) -> None:
-    """Raise UserError if an exported file has other classes than a data set."""
-    if certificate.classes != classes:
+def check_classes(own: tuple[str, ...], given: tuple[str, ...], what: str, or_else: str = "") -> None:
+    """Raise UserError if a model has other classes than the test data.
+
+    Args:
+        own: the model's.
+        given: the data's.
+        what: names the model in the message.
+        or_else: what can be done besides giving other data.
+    """
+    if own != given:
         raise UserError(
-            f"{path} has the classes {_some(certificate.classes)}, and the test data {_some(classes)}: give data with "
-            "the same classes in the same order"
+            f"{what} has the classes {_some(own)}, and the test data {_some(given)}: give data with the same classes "
+            f"in the same order{or_else}"
         )
 
 

@@ -18,6 +18,8 @@ VERSION = 1
 LARGEST = 2**23
 """Characters of a certificate that is still read; one has some ten thousand."""
 
+NOT_RUN = "not run on a device"
+
 _KEY, _HASH = "mmcare_certificate", "certificate_sha256"
 
 
@@ -127,12 +129,14 @@ class Measured:
         errors: by output.
         latency: None if it was not measured.
         probe: a picture and what PyTorch returns for it; see :mod:`.probe`. None if there is none.
+        note: why nothing was measured: :data:`NOT_RUN` of a format that does not run where it is made.
     """
 
     metric: Metric | None
     errors: dict[str, OutputError]
     latency: Latency | None
     probe: dict[str, Any] | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from .errors import FileError
 from .opening import open_file
 from .pictures import Picture, Prepared, prepare, read_picture
-from .resizing import resize_labels, resize_mask
+from .resizing import draw_mask, resize_labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,10 +81,10 @@ class Result:
 class Model:
     """An exported detector or segmentor that takes pictures, as ``mmcare.Predictor`` does with the trained one.
 
-    Where the test pipeline keeps a picture's size and the file takes any size, results are those of the Predictor. If
-    it resizes, boxes are too, but masks and label maps are computed in the resized picture and brought to the picture's
-    size afterwards, so that a few pixels on edges differ. If a file has a fixed size, the padding up to it is part of
-    what the network sees.
+    Where the file takes any size, detections are those of the Predictor, and so are label maps if the test pipeline
+    keeps a picture's size. If it resizes, a label map is brought from the resized picture's size to the picture's, so
+    that a few pixels on edges differ. If a file has a fixed size, the padding up to it is part of what the network
+    sees.
 
     Args:
         path: the file that ``mmcare export`` wrote, of the whole model.
@@ -128,26 +128,24 @@ class Model:
             label_map = _label_map(outputs["output"][0].astype(kind), outputs["scores"][0], prepared)
             none = np.zeros((0, 4), np.float32)
             return Result(**known, boxes=none, scores=none[:, 0], labels=none[:, 0].astype(int), label_map=label_map)
-        masks = outputs["masks"][0] if "masks" in outputs else None
-        return Result(**known, **_detections(outputs["dets"][0], outputs["labels"][0], masks, prepared))
+        least = (certificate.thresholds.get("rcnn") or {}).get("mask_thr_binary", 0.5)
+        return Result(**known, **_detections({name: value[0] for name, value in outputs.items()}, prepared, least))
 
 
-def _detections(
-    dets: np.ndarray, labels: np.ndarray, masks: np.ndarray | None, prepared: Prepared
-) -> dict[str, np.ndarray | None]:
-    """Return the detections in pixels of the picture, without those in the padding."""
-    found, dets = labels >= 0, dets.copy()
+def _detections(outputs: dict[str, np.ndarray], prepared: Prepared, least: float) -> dict[str, np.ndarray | None]:
+    """Return the detections in pixels of the picture, without those in the padding; see :func:`draw_mask`."""
+    labels, whole = outputs["labels"], outputs["dets"]
+    found, dets = labels >= 0, whole.copy()
     if prepared.image.shape[1:] != prepared.inner:
         dets[:, :4] = np.minimum(dets[:, :4], np.float32(prepared.inner[::-1] * 2))
         found &= (dets[:, 2:4] > dets[:, :2]).all(1)
     back = np.float32([1 / (new / old) for new, old in zip(prepared.inner, prepared.size, strict=True)][::-1] * 2)
     boxes = dets[found, :4] * back
     drawn = None
-    if masks is not None:
-        height, width = prepared.inner
+    if "mask_probs" in outputs:
         drawn = np.zeros((len(boxes), *prepared.size), bool)
-        for target, mask, box in zip(drawn, masks[found, :height, :width], boxes, strict=True):
-            resize_mask(mask, target, box)
+        for target, mask, box in zip(drawn, outputs["mask_probs"][found], whole[found, :4] * back, strict=True):
+            draw_mask(mask, box, target, least)
     return {"boxes": boxes, "scores": dets[found, 4], "labels": labels[found].astype(np.int64), "masks": drawn}
 
 

@@ -6,6 +6,7 @@ A file's outputs are reduced to what a certificate can hold, and the reduced one
   difference of scores, or of corners as a share of the picture's longer side. A detection without a partner has lost
   its score, down to the lowest that would have been returned.
 - ``masks`` to the pixels in the cells of a grid, of the best detections. The error is the share of pixels that differ.
+- ``mask_probs`` to the mean of each of these. The error is the largest difference.
 - whole numbers, such as a label map, to pixels of a grid. The error is the share that differs.
 - other values to some of them. The error is the largest difference as a share of the largest value.
 """
@@ -29,6 +30,8 @@ PIXELS = 32
 """Pixels of a label map that are kept, along each side."""
 VALUES = 256
 """Values of another output that are kept."""
+DETECTIONS = ("dets", "labels", "masks", "mask_probs")
+"""Outputs that list detections, whose order may differ."""
 APART = 0.1
 """Detections that differ more are not the same one."""
 
@@ -37,7 +40,7 @@ Outputs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections in a picture; of the first few, the pixels of the mask in each cell, row by row."""
+    """The detections in a picture; of the first few, the pixels of the mask in each cell, row by row, and the mean."""
 
     boxes: tuple[tuple[float, float, float, float], ...]
     scores: tuple[float, ...]
@@ -45,6 +48,7 @@ class Detections:
     full: bool
     """Whether others were left out, as there were too many."""
     masks: tuple[tuple[int, ...], ...] | None = None
+    mask_probs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,10 @@ def _reduce(outputs: Outputs, seed: int, shape: Sequence[int], floor: float, mas
     detections = None
     if "dets" in outputs:
         detections = tuple(
-            _detections({name: outputs[name][number] for name in ("dets", "labels", "masks") if name in outputs}, masks)
+            _detections({name: outputs[name][number] for name in DETECTIONS if name in outputs}, masks)
             for number in range(len(outputs["dets"]))
         )
-    others = {name: values for name, values in outputs.items() if name not in ("dets", "labels", "masks")}
+    others = {name: values for name, values in outputs.items() if name not in DETECTIONS}
     kept = {name: _short(_some(values)) for name, values in others.items()}
     return Probe(seed, tuple(map(int, shape)), float(floor), detections, kept)
 
@@ -182,12 +186,16 @@ def _detections(picture: Outputs, masks: int | None) -> Detections:
     cells = None
     if "masks" in picture:
         cells = tuple(_cells(mask) for mask in picture["masks"][found][:masks])
+    means = None
+    if "mask_probs" in picture:
+        means = _short(picture["mask_probs"][found][:masks].mean((1, 2)))
     return Detections(
         boxes=tuple(map(_short, dets[:, :4])),
         scores=_short(dets[:, 4]),
         labels=tuple(picture["labels"][found].tolist()),
         full=bool(found.all()),
         masks=cells,
+        mask_probs=means,
     )
 
 
@@ -215,8 +223,8 @@ def _short(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _detection_errors(wanted: Probe, found: Sequence[Detections]) -> dict[str, float]:
-    """Return the errors of ``dets`` and, if there are any, ``masks``."""
-    largest, wrong, area = 0.0, 0, 0
+    """Return the errors of ``dets`` and, if there are any, ``masks`` and ``mask_probs``."""
+    largest, wrong, area, apart = 0.0, 0, 0, 0.0
     for old, new in zip(wanted.detections, found, strict=True):
         error, partners = _match(old, new, max(wanted.shape[2:]), wanted.floor)
         largest = max(largest, error)
@@ -225,8 +233,15 @@ def _detection_errors(wanted: Probe, found: Sequence[Detections]) -> dict[str, f
             partner = partners.get(number)
             if partner is not None:
                 wrong += int(np.abs(np.array(cells) - np.array(new.masks[partner])).sum())
-    masks = {"masks": wrong / max(area, 1)} if wanted.detections[0].masks is not None else {}
-    return {"dets": largest, **masks}
+        for number, mean in enumerate(old.mask_probs or ()):
+            if number in partners:
+                apart = max(apart, abs(mean - new.mask_probs[partners[number]]))
+    errors = {"dets": largest}
+    if wanted.detections[0].masks is not None:
+        errors["masks"] = wrong / max(area, 1)
+    if wanted.detections[0].mask_probs is not None:
+        errors["mask_probs"] = apart
+    return errors
 
 
 def _match(old: Detections, new: Detections, side: int, floor: float) -> tuple[float, dict[int, int]]:

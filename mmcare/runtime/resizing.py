@@ -1,4 +1,4 @@
-"""Bilinear interpolation of pictures and masks without OpenCV, with its rounding."""
+"""Bilinear interpolation of pictures, masks and label maps without OpenCV and PyTorch, as they do it."""
 
 from __future__ import annotations
 
@@ -38,28 +38,30 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     return (result >> 2).astype(np.uint8)
 
 
-def resize_mask(mask: np.ndarray, target: np.ndarray, box: np.ndarray) -> None:
-    """Draw a mask in another size: pixels of which at least half is inside.
+def draw_mask(probabilities: np.ndarray, box: np.ndarray, target: np.ndarray, least: float) -> None:
+    """Draw the mask of a box, with bilinear interpolation, as MMDetection does.
 
     Args:
-        mask: (H, W), bool.
-        target: (height, width), bool, in which it is drawn.
-        box: x1, y1, x2, y2 in pixels of the target, outside of which the mask is empty.
+        probabilities: (M, M), of cells of the box to belong to the object.
+        box: x1, y1, x2, y2 in pixels of the target, beyond which it may reach.
+        target: (height, width), bool, all False, in which it is drawn.
+        least: the probability from which a pixel belongs to the object.
     """
-    if mask.shape == target.shape:
-        target[:] = mask
-        return
-    x1, y1 = np.floor(box[:2]).astype(int) - 1
-    x2, y2 = np.ceil(box[2:]).astype(int) + 1
-    rows, columns = slice(max(y1, 0), max(y2, 0)), slice(max(x1, 0), max(x2, 0))
-    steps = [
-        [(numbers[part], weights[part].astype(np.float32)) for numbers, weights in _neighbours(old, new)]
-        for old, new, part in zip(mask.shape, target.shape, (rows, columns), strict=True)
-    ]
-    share = sum(
-        mask[top[:, None], left] * (down[:, None] * right) for top, down in steps[0] for left, right in steps[1]
+    (rows, down), (columns, across) = (
+        _cell_weights(box[axis], box[axis + 2], target.shape[1 - axis], len(probabilities)) for axis in (1, 0)
     )
-    target[rows, columns] = share >= 0.5
+    target[rows, columns] = down @ probabilities @ across.T >= least
+
+
+def _cell_weights(start: float, end: float, pixels: int, cells: int) -> tuple[slice, np.ndarray]:
+    """Return the pixels that cells between start and end reach, and the weight of each cell in each: (P, cells)."""
+    extent = max(np.float32(end - start), np.float32(1e-6))
+    margin = extent / cells / 2  # beyond the first and the last centre, weights fall to 0 within a cell
+    first, last = np.clip([np.floor(start - margin), np.ceil(end + margin)], 0, pixels).astype(int)
+    centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+    position = (centres - np.float32(start)) / extent * np.float32(cells) - np.float32(0.5)
+    numbers = np.arange(cells, dtype=np.float32)
+    return slice(first, last), np.maximum(1 - np.abs(position[:, None] - numbers), 0)
 
 
 def resize_labels(labels: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:

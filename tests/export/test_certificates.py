@@ -151,8 +151,9 @@ def test_the_sizes_of_a_fixed_file_and_its_masks(measured):
     certificate = measured("mask_rcnn").certificate
     assert certificate.input.shape == (2, 3, 128, 128)
     shapes = {output.name: (output.shape, output.dtype) for output in certificate.outputs}
-    assert shapes["masks"] == ((2, 30, 128, 128), "bool")
-    assert set(certificate.measured.errors) == {"dets", "masks"}
+    assert shapes["masks"] == ((2, 12, 128, 128), "bool")
+    assert shapes["mask_probs"] == ((2, 12, 28, 28), "float32")
+    assert set(certificate.measured.errors) == {"dets", "masks", "mask_probs"}
     assert certificate.measured.metric.name == "coco/segm_mAP"
 
 
@@ -237,7 +238,7 @@ def test_data_of_other_classes_is_told(measured, tool, in_process, tmp_path):
     export = load_tool("export").main
     told = in_process(export, "export.py", config, given.model.checkpoint, "-o", "a.onnx")[1].err.splitlines()[-1]
     advice += ", or --no-metric"
-    assert told == (f"error: the test data has the classes 0, 1, 2, 4, 3, and the checkpoint 0, 1, 2, 3, 4: {advice}")
+    assert told == f"error: the checkpoint has the classes 0, 1, 2, 3, 4, and the test data 0, 1, 2, 4, 3: {advice}"
     assert not (tmp_path / "a.onnx").exists()
 
 

@@ -3,7 +3,7 @@
 import coremltools as ct
 import pytest
 
-from mmcare.runtime import read_certificate
+from mmcare.runtime import Measured, read_certificate
 
 INT32, FLOAT32 = 131104, 65568
 PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
@@ -16,7 +16,12 @@ PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
         (
             "casvit",
             "mask_rcnn",
-            {"dets": ((1, 30, 5), FLOAT32), "labels": ((1, 30), INT32), "masks": ((1, 30, 64, 96), INT32)},
+            {
+                "dets": ((1, 12, 5), FLOAT32),
+                "labels": ((1, 12), INT32),
+                "masks": ((1, 12, 64, 96), INT32),
+                "mask_probs": ((1, 12, 28, 28), FLOAT32),
+            },
         ),
     ],
 )
@@ -26,7 +31,7 @@ def test_a_package_has_the_inputs_and_outputs_and_operators_of_core_ml_only(expo
     said = capfd.readouterr()
     assert said.out == "" and said.err.splitlines() == [
         "converting the model to coreml",
-        "the file is not run, as there is no runtime for coreml here: nothing is measured",
+        "there is no runtime for coreml here, so nothing is measured: the certificate says 'not run on a device'",
     ]
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     assert files == [PROGRAM, "Data/com.apple.CoreML/weights/weight.bin", "Manifest.json"]
@@ -37,7 +42,7 @@ def test_a_package_has_the_inputs_and_outputs_and_operators_of_core_ml_only(expo
     certificate = read_certificate(path.with_name("fixed.mlpackage.json").read_text(), str(path))
     assert certificate.operators["conv"] > 10 and not any("custom" in name for name in certificate.operators)
     assert sorted(certificate.sha256) == [f"fixed.mlpackage/{name}" for name in files]
-    assert (certificate.measured.metric, certificate.measured.latency, certificate.measured.probe) == (None, None, None)
+    assert certificate.measured == Measured(None, {}, None, None, note="not run on a device")
 
 
 def test_a_package_is_replaced_as_a_whole(exported):

@@ -191,7 +191,7 @@ def assert_same(found, wanted):
     if wanted.masks is not None:
         masks = np.array([decode(detection["mask"]) for detection in detections])
         assert wanted.masks.any()
-        assert (masks != wanted.masks[distance.argmin(1)]).mean() < 0.01
+        assert (masks != wanted.masks[distance.argmin(1)]).mean() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_the_error_of_masks_is_the_share_of_pixels():
     assert errors(detections(A, masks=old), detections(A, masks=new)) == {"dets": 0, "masks": 12 / 96}
 
 
+def test_the_error_of_masks_probabilities_is_that_of_their_means():
+    old, new = ({"mask_probs": np.full((2, 4, 28, 28), value, np.float32)} for value in (0.25, 0.5))
+    old, new = detections(A, B) | old, detections(B, A) | new
+    assert errors(old, new) == {"dets": 0, "mask_probs": 0.25}
+
+
 def test_the_error_of_maps_is_relative_and_of_labels_a_share():
     old = {"logits": np.linspace(-4, 4, 256, dtype=np.float32).reshape(1, 1, 16, 16)}
     assert errors(old, {"logits": old["logits"] + np.float32(0.4)})["logits"] == pytest.approx(0.1)

@@ -3,11 +3,15 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from exported_files import certificate
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcare import runtime
-from mmcare.runtime.resizing import resize_labels, resize_mask
+from mmcare.runtime.resizing import draw_mask, resize_labels
 
 H, W = 48, 64
 
@@ -46,9 +50,8 @@ def model(write):
 def detector(model):
     """Return a function that makes a detector with two boxes, one of which ends outside of 32×48, and a third place."""
     boxes = [[8, 6, 24, 30, 0.9], [20, 10, 50, 40, 0.5], [0, 0, 0, 0, 0]]
-    masks = np.zeros((1, 3, H, W), bool)
-    masks[0, 0, 6:30, 8:24] = masks[0, 1, 10:40, 20:50] = True
-    outputs = {"dets": np.float32([boxes]), "labels": np.int64([[1, 0, -1]]), "masks": masks}
+    masks = np.ones((1, 3, 64, 64), np.float32)
+    outputs = {"dets": np.float32([boxes]), "labels": np.int64([[1, 0, -1]]), "mask_probs": masks}
     return lambda *args, **options: model("detection", outputs, *args, **options)
 
 
@@ -108,16 +111,28 @@ def test_a_result_is_json(detector, model):
     ]
 
 
-def test_masks_are_interpolated():
-    y, x = np.mgrid[:90, :120]
-    mask = (y - 40) ** 2 + (x - 60) ** 2 < 30**2
-    for height, width in ((60, 75), (200, 311)):
-        target = np.zeros((height, width), bool)
-        box = np.float32([30 * width / 120, 10 * height / 90, 90 * width / 120, 70 * height / 90])
-        resize_mask(mask, target, box)
-        share = cv2.resize(mask.astype(np.float32), (width, height))
-        clear = np.abs(share - 0.5) > 1e-4
-        np.testing.assert_array_equal(target[clear], share[clear] > 0.5)
+@pytest.mark.parametrize("least", [0.3, 0.5])
+def test_masks_are_drawn_as_mmdetection_draws_them(least):
+    random = torch.Generator().manual_seed(0)
+    start = torch.rand((20, 2), generator=random) * 70 - 20
+    boxes = torch.cat((start, start + 25 + torch.rand((20, 2), generator=random) * 60), dim=1)
+    logits = torch.randn((20, 1, 28, 28), generator=random)
+    instances = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(20, dtype=torch.int64))
+    meta = {"ori_shape": (70, 90), "scale_factor": (1.0, 1.0)}
+    settings = ConfigDict(mask_thr_binary=least)
+    (wanted,) = FCNMaskHead(num_classes=1).predict_by_feat((logits,), [instances], [meta], settings, rescale=True)
+    found = np.zeros((20, 70, 90), bool)
+    for mask, box, target in zip(logits.sigmoid()[:, 0].numpy(), boxes.numpy(), found, strict=True):
+        draw_mask(mask, box, target, least)
+    assert found.any((1, 2)).all()
+    assert (found != wanted.masks.numpy()).mean() < 1e-5
+
+
+def test_a_box_without_size_or_outside_of_the_picture_has_no_mask():
+    target = np.zeros((20, 30), bool)
+    for box in ([10, 10, 10, 10], [40, 5, 60, 15], [-30, -30, -10, -10]):
+        draw_mask(np.ones((28, 28), np.float32), np.float32(box), target, 0.5)
+    assert not target.any()
 
 
 def test_label_maps_are_interpolated_nearly_as_logits():

@@ -69,7 +69,7 @@ def main() -> None:
         runner = build_runner(cfg, require_all=True)
         if exported:
             classes = tuple(runner.test_loop.dataloader.dataset.metainfo["classes"])
-            check_classes(certificate, classes, args.checkpoint)
+            check_classes(certificate.classes, classes, args.checkpoint)
         if args.out and detection:
             dump_detections(runner, args.out)
         runner.test()

@@ -5,7 +5,7 @@
 
 // Return the detections, the highest score first: {label, score, box} and, with masks, a mask {x, y, width, height,
 // data}, which has 1 where the object is in this part of the picture.
-function detections({ dets, labels, masks }, image, picture, size) {
+function detections({ dets, labels, mask_probs: masks }, image, picture, size, least) {
   const [scaleX, scaleY] = [image.width / picture.width, image.height / picture.height];
   const isPadded = size.width > image.width || size.height > image.height;
   const found = [];
@@ -22,8 +22,10 @@ function detections({ dets, labels, masks }, image, picture, size) {
     const box = [x1 / scaleX, y1 / scaleY, x2 / scaleX, y2 / scaleY];
     const detection = { label: Number(label), score, box };
     if (masks) {
-      const area = size.width * size.height;
-      detection.mask = resizeMask(masks.data.subarray(i * area, (i + 1) * area), size.width, box, image, picture);
+      const cells = masks.dims.at(-1);
+      const cut = masks.data.subarray(i * cells * cells, (i + 1) * cells * cells);
+      const whole = [left / scaleX, top / scaleY, right / scaleX, bottom / scaleY];
+      detection.mask = drawMask(cut, cells, whole, picture, least);
     }
     found.push(detection);
   });
@@ -32,30 +34,47 @@ function detections({ dets, labels, masks }, image, picture, size) {
 
 const clip = (value, most) => Math.min(Math.max(value, 0), most);
 
-// Return the part of a mask around a box, in pixels of the picture: bilinear interpolation, and then at least a half.
-function resizeMask(mask, stride, [x1, y1, x2, y2], image, picture) {
-  const [marginX, marginY] = [picture.width / image.width, picture.height / image.height].map(Math.ceil);
-  const x = clip(Math.floor(x1) - marginX, picture.width);
-  const y = clip(Math.floor(y1) - marginY, picture.height);
-  const width = clip(Math.ceil(x2) + marginX, picture.width) - x;
-  const height = clip(Math.ceil(y2) + marginY, picture.height) - y;
-  const columns = neighbours(picture.width, image.width);
-  const rows = neighbours(picture.height, image.height);
+// Return the part of a picture with the mask of a box: bilinear interpolation of the probabilities of its cells, and then
+// at least `least`.
+function drawMask(probabilities, cells, [x1, y1, x2, y2], picture, least) {
+  const columns = cellWeights(x1, x2, picture.width, cells);
+  const rows = cellWeights(y1, y2, picture.height, cells);
+  const [width, height] = [columns.first.length, rows.first.length];
   const data = new Uint8Array(width * height);
   for (let row = 0, to = 0; row < height; row += 1) {
-    const above = rows.first[y + row] * stride;
-    const below = rows.second[y + row] * stride;
-    const down = rows.weight[y + row];
+    const above = rows.first[row] * cells;
+    const below = rows.second[row] * cells;
     for (let column = 0; column < width; column += 1, to += 1) {
-      const left = columns.first[x + column];
-      const right = columns.second[x + column];
-      const across = columns.weight[x + column];
-      const upper = mask[above + left] * (1 - across) + mask[above + right] * across;
-      const lower = mask[below + left] * (1 - across) + mask[below + right] * across;
-      data[to] = upper * (1 - down) + lower * down >= 0.5 ? 1 : 0;
+      const [left, right] = [columns.first[column], columns.second[column]];
+      const [before, after] = [columns.before[column], columns.after[column]];
+      const upper = probabilities[above + left] * before + probabilities[above + right] * after;
+      const lower = probabilities[below + left] * before + probabilities[below + right] * after;
+      data[to] = upper * rows.before[row] + lower * rows.after[row] >= least ? 1 : 0;
     }
   }
-  return { x, y, width, height, data };
+  return { x: columns.start, y: rows.start, width, height, data };
+}
+
+// Return the pixels that cells between two places reach, from `start` on, and for each the two cells between whose
+// centres it lies, with their weights; beyond the first and the last centre, weights fall to 0 within a cell.
+function cellWeights(begin, end, pixels, cells) {
+  const extent = Math.max(end - begin, 1e-6);
+  const margin = extent / cells / 2;
+  const start = clip(Math.floor(begin - margin), pixels);
+  const length = clip(Math.ceil(end + margin), pixels) - start;
+  const first = new Int32Array(length);
+  const second = new Int32Array(length);
+  const before = new Float32Array(length);
+  const after = new Float32Array(length);
+  for (let i = 0; i < length; i += 1) {
+    const position = ((start + i + 0.5 - begin) / extent) * cells - 0.5;
+    const cell = Math.floor(position);
+    first[i] = clip(cell, cells - 1);
+    second[i] = clip(cell + 1, cells - 1);
+    before[i] = cell >= 0 && cell < cells ? 1 - (position - cell) : 0;
+    after[i] = cell >= -1 && cell < cells - 1 ? position - cell : 0;
+  }
+  return { start, first, second, before, after };
 }
 
 // Return the label of each pixel of the picture and its probability: {labels, scores}.

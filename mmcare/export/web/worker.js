@@ -38,7 +38,7 @@ async function predict({ picture }) {
   const outputs = await session.run({ [certificate.input.name]: tensor });
   times.push(performance.now());
   const found = outputs.dets
-    ? { detections: detections(outputs, image, picture, size) }
+    ? { detections: detections(outputs, image, picture, size, certificate.thresholds.rcnn?.mask_thr_binary) }
     : { labelMap: resizeLabels(outputs, size.width, image, picture) };
   for (const output of Object.values(outputs)) {
     output.dispose();
