@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 from tabulate import tabulate
 
 from .errors import UserError
+from .without_torchvision import torchvision_or_stand_in
 
 # The distribution of each import package with the tested version, as pinned in the requirements files.
 FAMILIES = {
@@ -32,12 +33,14 @@ FAMILIES = {
         "mmcv": "mmcv==2.1.0",
         "mmdet": "mmdet==3.3.0",
         "mmseg": "mmsegmentation==1.2.2",
+        "mmpretrain": "mmpretrain==1.2.0",
     },
     "onedl": {
         "mmengine": "onedl-mmengine==0.10.12",
         "mmcv": "onedl-mmcv==2.3.6",
         "mmdet": "onedl-mmdetection==3.5.1",
         "mmseg": "onedl-mmsegmentation==1.4.2",
+        "mmpretrain": "onedl-mmpretrain==1.3.6",
     },
 }
 # Since 2.6 torch.load runs no code from a checkpoint by default.
@@ -52,10 +55,14 @@ _UNFIT = {
     "mmcv-full": "is mmcv 1, from before mmengine",
     "mmseg": "is a Chinese word segmenter and not MMSegmentation",
 }
-_PACKAGES = ("torch", "mmengine", "mmcv", "mmdet", "mmseg")
-_OPTIONAL = ("mmdet", "mmseg")
+_PACKAGES = ("torch", "mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+_OPTIONAL = ("mmdet", "mmseg", "mmpretrain")
 # Submodules that are imported to check that a package is complete, as importing the package does not import them.
-_PARTS = {"mmcv": "mmcv.ops", "mmseg": "mmseg.utils"}
+_PARTS = {
+    "mmcv": ["mmcv.ops"],
+    "mmseg": ["mmseg.utils"],
+    "mmpretrain": ["mmpretrain.models", "mmpretrain.datasets"],
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def check_stack(needs: Sequence[str] = ()) -> None:
     """Check that torch, mmengine and mmcv are installed, work, and have compatible versions.
 
     Args:
-        needs: other required packages: ``"mmdet"``, ``"mmseg"`` or both.
+        needs: other required packages, of ``"mmdet"``, ``"mmseg"`` and ``"mmpretrain"``.
 
     Raises:
         UserError: a package has a problem; the message has the first problem and the command that fixes it.
@@ -155,7 +162,7 @@ def _problem_of(package: str) -> _Problem | None:
 
 
 def _bounds_problem(package: str) -> _Problem | None:
-    """Check mmengine and mmcv against the version bounds that mmdet and mmseg assert in their ``__init__.py``.
+    """Check mmengine and mmcv against the version bounds that the others assert in their ``__init__.py``.
 
     The bounds are read from that file, so that they are correct for every release and for copies edited by users.
     """
@@ -176,8 +183,9 @@ def _bounds_problem(package: str) -> _Problem | None:
 
 def _import_problem(package: str) -> _Problem | None:
     try:
-        importlib.import_module(package)
-        importlib.import_module(_PARTS.get(package, package))
+        with torchvision_or_stand_in() if package == "mmpretrain" else nullcontext():
+            for name in (package, *_PARTS.get(package, ())):
+                importlib.import_module(name)
     except Exception as error:  # a package with the wrong version may raise anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else package

@@ -236,6 +236,24 @@ def test_undeclared_dependency_of_mmseg(site):
     assert site.complaint("mmseg") == "mmseg cannot be imported without ftfy: run `pip install ftfy regex`"
 
 
+def test_mmpretrain_may_be_without_torchvision(site):
+    modules = {
+        "mmpretrain": "",
+        "mmpretrain/models": "import torchvision.ops.boxes as boxes",
+        "mmpretrain/datasets": "",
+    }
+    site.install({**ORIGINAL, "mmpretrain": "1.2.0"}, {**MODULES, **modules})
+    assert site.complaint("mmpretrain") == ""
+
+
+def test_mmpretrain_lacks_a_dependency(site):
+    modules = {"mmpretrain": "", "mmpretrain/models": "", "mmpretrain/datasets": "import mat4py"}
+    site.install({**ORIGINAL, "mmpretrain": "1.2.0"}, {**MODULES, **modules})
+    assert site.complaint("mmpretrain") == (
+        "mmpretrain cannot be imported without mat4py: run `pip install mmpretrain==1.2.0`"
+    )
+
+
 def test_dependency_is_missing(site):
     site.install(ORIGINAL, {**MODULES, "mmengine": "import yaml.nodes"})
     assert site.complaint() == "mmengine cannot be imported without yaml: run `pip install mmengine==0.10.7`"
@@ -252,12 +270,13 @@ def test_command_line_on_a_sound_installation(site):
     site.install({**ORIGINAL, "mmdet": "3.3.0"}, {**MODULES, "mmdet": MMDET})
     done = site.python("-m", "mmcare.stack")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[:3] for line in done.stdout.splitlines()[1:6]] == [
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:7]] == [
         ["torch", "torch", "2.13.0+cpu"],
         ["mmengine", "mmengine", "0.10.7"],
         ["mmcv", "mmcv", "2.1.0"],
         ["mmdet", "mmdet", "3.3.0"],
         ["mmseg", "-", "-"],
+        ["mmpretrain", "-", "-"],
     ]
     assert done.stdout.endswith("The installation is sound.\n")
 
@@ -273,4 +292,4 @@ def test_command_line_judges_whatever_is_installed(site):
 
 @pytest.mark.stack
 def test_this_installation():
-    check_stack(needs=("mmdet", "mmseg"))
+    check_stack(needs=("mmdet", "mmseg", "mmpretrain"))
