@@ -11,7 +11,9 @@ from .version import __version__
 
 _EXPORTS = {
     "CARE": "mmcare.models",
+    "CAREHead": "mmcare.models",
     "CASViT": "mmcare.models",
+    "CASViTHead": "mmcare.models",
     "Prediction": "mmcare.inference",
     "Predictor": "mmcare.inference",
     "UserError": "mmcare.errors",

@@ -96,6 +96,12 @@ def expected(family: str, arch: str) -> list[Tensor]:
         return [torch.from_numpy(outputs[f"stage{i}"]) for i in range(1, 5)]
 
 
+def expected_logits(family: str, arch: str) -> Tensor:
+    """Return the logits of the authors' classifier for :func:`image`, (1, 1000)."""
+    with np.load(DATA / f"{family.lower()}_{arch}_{SIZE[0]}x{SIZE[1]}.npz") as outputs:
+        return torch.from_numpy(outputs["logits"])
+
+
 def image() -> Tensor:
     """Return the input of the expected outputs, (1, 3, 64, 96)."""
     values = np.random.RandomState(SIZE[0] * 10000 + SIZE[1]).standard_normal((1, 3, *SIZE))

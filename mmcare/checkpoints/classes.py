@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .fitting import CLASS_LAYERS, is_plain, list_names, unwrapped
+from .fitting import CLASS_LAYERS, by_model_names, is_plain, list_names, unwrapped
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fit_classes(
 
     Args:
         model: the initialized model; wrappers are removed.
-        state: the checkpoint's weights by the model's names.
+        state: the checkpoint's weights, with the model's names or the backbone authors' names.
         names: the checkpoint's classes in the order of its labels; None if unknown.
         model_names: the classes of the data set that the model is for, likewise.
         source: name of the checkpoint in messages.
@@ -80,6 +80,7 @@ def fit_classes(
     """
     model = unwrapped(model)
     own = model.state_dict()
+    state = by_model_names(model, state)
     fitted = dict(state)
     changed: dict[tuple[int, int], list[_ClassLayer]] = {}
     counts: dict[str, int] = {}  # the checkpoint's number of classes by head

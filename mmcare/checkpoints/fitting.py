@@ -12,13 +12,13 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import PyramidBackbone
+from ..models import ClassifierHead, PyramidBackbone
 from .selecting import is_ema_copy
 
 # The classifier in an ImageNet checkpoint, which a backbone does not use.
 _CLASSIFIER = re.compile(r"(norm|head|dist_head)\.")
-CLASS_LAYERS = ("retina_cls", "fc_cls", "fc_reg", "conv_logits", "conv_seg")
-"""The layers of detectors and segmentors whose width depends on the number of classes."""
+CLASS_LAYERS = ("retina_cls", "fc_cls", "fc_reg", "conv_logits", "conv_seg", "label_fc", "dist_fc")
+"""The layers of detectors, segmentors and classifiers whose width depends on the number of classes."""
 _CLASS_LAYER = re.compile(rf"\.({'|'.join(CLASS_LAYERS)})\.(weight|bias)$")
 
 
@@ -45,16 +45,31 @@ def fit_weights(
             or, with ``require_all``, a weight is missing.
     """
     model = unwrapped(model)
-    unbuilt: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if isinstance(module, PyramidBackbone):
-            prefix = f"{name}." if name else ""
-            state = {_translated(module, name, prefix): value for name, value in state.items()}
-            unbuilt += tuple(prefix + part for part in module.unbuilt_parts)
+    state = by_model_names(model, state)
+    unbuilt = tuple(prefix + part for prefix, backbone in _backbones(model) for part in backbone.unbuilt_parts)
     own = model.state_dict()
     _check_fit(own, state, f"{source} does not fit {target}", require_all)
     _log_unused(own, state, source, unbuilt)
     return {name: value for name, value in state.items() if name in own}
+
+
+def by_model_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's weights with a model's names for those that have the names of the backbone's authors."""
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, PyramidBackbone) and isinstance(getattr(model, "head", None), ClassifierHead):
+        state = backbone.name_for_classifier(state)
+    for prefix, backbone in _backbones(model):
+        state = {_translated(backbone, name, prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def _backbones(model: nn.Module) -> list[tuple[str, PyramidBackbone]]:
+    """Return the backbones in a model, each with the prefix of its names."""
+    return [
+        (f"{name}." if name else "", module)
+        for name, module in model.named_modules()
+        if isinstance(module, PyramidBackbone)
+    ]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -119,7 +134,7 @@ def _check_fit(model: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit:
 
 
 def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a detector or segmentor, read from its last layers; None if unknown.
+    """Return the number of classes of a detector, segmentor or classifier, read from its last layers; None if unknown.
 
     Args:
         weights: weights of a checkpoint or a model.
@@ -128,7 +143,7 @@ def _num_classes(weights: Mapping[str, Tensor]) -> int | None:
         width = len(weight) if weight.dim() else 0
         if name.endswith(".fc_cls.weight"):
             return width - 1  # the last is the background
-        if name.endswith(".conv_seg.weight"):
+        if name.endswith((".conv_seg.weight", ".label_fc.weight")):
             return width
         boxes = weights.get(name.replace("retina_cls", "retina_reg"))
         if name.endswith(".retina_cls.weight") and boxes is not None and boxes.dim() and len(boxes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -51,7 +51,7 @@ class PyramidBackbone(BaseModule):
 
     A subclass lists its published variants in :attr:`arch_settings` and the optional keys of a custom ``arch`` in
     :attr:`arch_defaults`, builds :attr:`stem` and :attr:`stages`, and maps the authors' parameter names to its own in
-    :attr:`authors_names`.
+    :attr:`authors_names`, and those of their classifier to an MMPretrain classifier's in :attr:`classifier_names`.
 
     Args:
         arch: name of a published variant, or a dict with the same keys for a custom network.
@@ -79,6 +79,7 @@ class PyramidBackbone(BaseModule):
     arch_settings: ClassVar[dict[str, dict[str, Any]]]
     arch_defaults: ClassVar[dict[str, Any]] = {}
     authors_names: ClassVar[tuple[tuple[str, str | Callable[[re.Match], str]], ...]]
+    classifier_names: ClassVar[tuple[tuple[str, str], ...]]
     default_init: ClassVar[list[dict[str, Any]]] = [
         dict(type="TruncNormal", layer=["Conv2d", "Linear"], std=0.02, bias=0.0),
         dict(type="Constant", layer="BatchNorm2d", val=1.0, bias=0.0),
@@ -254,6 +255,28 @@ class PyramidBackbone(BaseModule):
             translated = prefix + self.translate_name(name[len(prefix) :])
             if translated != name:
                 state_dict[translated] = state_dict.pop(name)
+
+    @classmethod
+    def name_for_classifier(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of an authors' classifier, or of a backbone alone, by an MMPretrain classifier's names.
+
+        Weights that already have such names keep them.
+        """
+        if any(name.startswith(("backbone.", "head.label_", "head.dist_")) for name in state_dict):
+            return dict(state_dict)
+        return {cls._classifier_name(name): value for name, value in state_dict.items()}
+
+    @classmethod
+    def _classifier_name(cls, name: str) -> str:
+        for pattern, replacement in cls.classifier_names:
+            if re.match(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return f"backbone.{cls.translate_name(name)}"
+
+    def _checkpoint_filter(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Rename an authors' classifier in place: MMPretrain's ImageClassifier calls this before it loads weights."""
+        given = {name.removeprefix(prefix): state_dict.pop(name) for name in list(state_dict)}
+        state_dict.update({prefix + name: value for name, value in self.name_for_classifier(given).items()})
 
 
 def _translate_names(backbone: PyramidBackbone, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -242,6 +242,10 @@ class CARE(PyramidBackbone):
         (r"\.inter_layer\.inter1_", ".first_interaction."),
         (r"\.inter_layer\.inter2_", ".second_interaction."),
     )
+    classifier_names = (
+        (r"^head\.(norm|fc)\.", r"head.label_\1."),
+        (r"^dist_head\.(norm|fc)\.", r"head.dist_\1."),
+    )
 
     @classmethod
     def check_arch(cls, arch: dict[str, Any]) -> None:

@@ -220,6 +220,11 @@ class CASViT(PyramidBackbone):
         (r"\.token_mixer\.(query_context|key_context)\.", r".token_mixer.similarity.\1."),
         (r"\.token_mixer\.similarity\.(weight|bias)$", r".token_mixer.similarity.conv.\1"),
     )
+    classifier_names = (
+        (r"^norm\.", "backbone.out_norms.3."),
+        (r"^head\.", "head.label_fc."),
+        (r"^dist_head\.", "head.dist_fc."),
+    )
 
     @classmethod
     def check_arch(cls, arch: dict[str, Any]) -> None:
