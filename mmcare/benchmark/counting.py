@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
 
-DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head")
+DENSE_HEADS = ("rpn_head", "bbox_head", "decode_head", "auxiliary_head", "head")
 
 
 def padded_shape(model: nn.Module, height: int, width: int) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
     memory.
 
     Args:
-        model: a backbone, or a detector or segmentor with a backbone, an optional neck, and heads.
+        model: a backbone, or a detector, segmentor or classifier with a backbone, an optional neck, and heads.
         height, width: size of the image in pixels, before the preprocessor's padding.
 
     Returns:

@@ -1,0 +1,2 @@
+_base_ = "../_base_/care_imagenet.py"
+model = dict(backbone=dict(arch="s0"))

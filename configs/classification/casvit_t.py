@@ -1,0 +1,2 @@
+_base_ = "../_base_/casvit_imagenet.py"
+model = dict(backbone=dict(arch="t"), head=dict(in_channels=512))
