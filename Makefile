@@ -52,11 +52,13 @@ $(VENV)/.stack: requirements/build.txt requirements/runtime.txt requirements/$(S
 	$(BIN)/python -m mmcare.stack
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
+$(VENV)/.ready: $(VENV)/.stack requirements/test.txt requirements/classification-$(STACK).txt \
+    requirements/data.txt requirements/onnx.txt requirements/openvino.txt \
     requirements/executorch.txt requirements/litert.txt requirements/litert-torch.txt requirements/coreml.txt \
     requirements/lint.txt setup.py \
     pyproject.toml mmcare/version.py
 	$(PIP) install -r requirements/test.txt
+	$(PIP) install -r requirements/classification-$(STACK).txt
 	$(PIP) install --no-deps -r requirements/litert-torch.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

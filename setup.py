@@ -63,6 +63,9 @@ setup(
             "onedl-mmdetection>=3.5.1,<3.6",
             "onedl-mmsegmentation>=1.4.2,<1.5",
         ],
+        # MMPretrain, beside either family.
+        "classification": ["mmpretrain>=1.2.0,<1.3"],
+        "classification-onedl": ["onedl-mmpretrain>=1.3.6,<1.4"],
         "data": requirements("data"),
         "onnx": requirements("onnx"),
         "openvino": [*requirements("onnx"), *requirements("openvino")],

@@ -69,12 +69,16 @@ def test_install_brings_neither_family(metadata):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pins_extras_and_diagnosis_agree(metadata, family):
-    pins = read_requirements(family)
-    assert {str(pin) for pin in pins.values() if pin.specifier} == set(FAMILIES[family].values())
-    extra = required(metadata, family)
-    assert extra.keys() == pins.keys()
-    for name, pin in pins.items():
-        assert not pin.specifier or pinned_version(pin) in extra[name].specifier
+    optional = {"original": "classification", "onedl": "classification-onedl"}
+    files = {family: family, f"classification-{family}": optional[family]}
+    pins = {file: read_requirements(file) for file in files}
+    pinned = {str(pin) for file in pins.values() for pin in file.values() if pin.specifier}
+    assert pinned == set(FAMILIES[family].values())
+    for file, name in files.items():
+        extra = required(metadata, name)
+        assert extra.keys() == pins[file].keys()
+        for package, pin in pins[file].items():
+            assert not pin.specifier or pinned_version(pin) in extra[package].specifier
 
 
 def test_tested_torch_is_one_that_setup_admits():
@@ -132,7 +136,11 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 STEPS = ("venv --clear .venv", "-r requirements/build.txt", "-r requirements/original.txt", "-m mmcare.stack")
-LAST_STEPS = ("-r requirements/test.txt", "--no-deps --no-build-isolation -e .")
+LAST_STEPS = (
+    "-r requirements/test.txt",
+    "-r requirements/classification-original.txt",
+    "--no-deps --no-build-isolation -e .",
+)
 
 
 def test_setup_installs_once(checkout):
@@ -189,7 +197,8 @@ def test_failed_compilation_names_its_log(checkout):
 
 def test_successors_have_an_environment_of_their_own(checkout):
     checkout.make("setup", "STACK=onedl")
-    assert all(checkout.called("venv --clear .venv-onedl", "-r requirements/onedl.txt"))
+    files = ("requirements/onedl.txt", "requirements/classification-onedl.txt")
+    assert all(checkout.called("venv --clear .venv-onedl", *(f"-r {file}" for file in files)))
     assert not (checkout.folder / ".venv").exists()
 
 
