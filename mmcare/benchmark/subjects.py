@@ -17,7 +17,7 @@ from ..runs import explain_config_faults, is_config, load_config, plain_config, 
 from .counting import count
 from .peers import PEERS
 
-SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "backbone": (512, 512)}
+SHAPES = {"detection": (800, 1333), "segmentation": (512, 512), "classification": (224, 224), "backbone": (512, 512)}
 """The usual height and width of an image."""
 
 

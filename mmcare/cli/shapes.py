@@ -12,7 +12,9 @@ class _Shape(argparse.Action):
         namespace.shape = (sides[0], sides[-1])
 
 
-def add_shape(parser: argparse._ActionsContainer, default: str = "800 1333 in detection, else 512 512") -> None:
+def add_shape(
+    parser: argparse._ActionsContainer, default: str = "800 1333 in detection, 224 224 in classification, else 512 512"
+) -> None:
     """Add ``--shape`` to a parser or group: (height, width) in pixels, or None if it is not given.
 
     Args:

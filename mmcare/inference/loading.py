@@ -18,7 +18,7 @@ from ..data import innermost_datasets, type_name
 from ..errors import UserError
 from ..fast import reparameterize
 from ..models import PyramidBackbone
-from ..runs import explain_config_faults, is_config, load_config, task_of
+from ..runs import dense_task_of, explain_config_faults, is_config, load_config
 from .stored_config import stored_config
 
 
@@ -52,6 +52,7 @@ def load(config_or_release: Any, checkpoint: str | Path | None, device: torch.de
     content = read_checkpoint(source)
     meta = content.get("meta")
     cfg = cfg or stored_config(meta, source)
+    task = dense_task_of(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = _build(cfg, content, source)
         metainfo = _metainfo(cfg, meta)
@@ -71,7 +72,7 @@ def load(config_or_release: Any, checkpoint: str | Path | None, device: torch.de
     is_ours = any(isinstance(part, PyramidBackbone) for part in model.modules())
     model = reparameterize(model) if fast and is_ours else revert_sync_batchnorm(model)
     model.to(device).eval()
-    return Loaded(model, task_of(cfg), classes, _palette(metainfo, len(classes)), transforms)
+    return Loaded(model, task, classes, _palette(metainfo, len(classes)), transforms)
 
 
 def _given_config(config_or_release: Any, checkpoint: str | Path | None) -> Config | None:
@@ -89,7 +90,7 @@ def _given_config(config_or_release: Any, checkpoint: str | Path | None) -> Conf
     if not given:
         return None
     if isinstance(config_or_release, Config):
-        task_of(config_or_release)
+        dense_task_of(config_or_release)
         return config_or_release
     return load_config(str(config_or_release), parts=("model",))
 

@@ -20,12 +20,12 @@ from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS
 
 from ..data import innermost_datasets
 from ..errors import UserError
-from ..runs import TASKS
+from ..runs import DENSE_TASKS
 from ..stack import check_stack
 
 _LARGEST = 2**20
 """Characters of a text that is still read: configs have some ten thousand."""
-_SCOPES = {"mmengine", "mmcv", "mmcare", *TASKS}
+_SCOPES = {"mmengine", "mmcv", "mmcare", *DENSE_TASKS}
 _OPERATORS = {"nms", "soft_nms", "RoIAlign", "RoIPool"}
 """Names of mmcv's operators that stand as a ``type`` but are not registered."""
 _DOWNLOADING = ("mmdet.models.language_models", "mmdet.datasets.transforms.text_", "mmseg.models.text_encoder")
@@ -60,7 +60,7 @@ def stored_config(meta: Any, source: str) -> Config:
             "run: give the config that it was trained with, too"
         ) from None
     scope = values.get("default_scope")
-    if not isinstance(scope, str) or scope not in TASKS:
+    if not isinstance(scope, str) or scope not in DENSE_TASKS:
         project = scope if isinstance(scope, str) else "an unknown project"
         raise UserError(
             f"{source} has a model of {project}, not a detector of MMDetection or a segmentor of MMSegmentation: give "

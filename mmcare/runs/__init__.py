@@ -5,7 +5,7 @@ Importing this package is cheap: torch and MMEngine are imported when a function
 
 from .comparing import config_difference, plain_config
 from .config_faults import explain_config_faults
-from .configs import TASKS, get_config, is_config, list_configs, load_config, task_of
+from .configs import DENSE_TASKS, dense_task_of, get_config, is_config, list_configs, load_config, task_of
 from .curves import draw_curves, read_curves, summarize
 from .evaluating import Evaluation
 from .launchers import LAUNCHERS, is_first_process
@@ -15,10 +15,10 @@ from .runner import build_dataset, build_runner, check_checkpoint
 from .tracking import TRACKERS, track
 
 __all__ = [
+    "DENSE_TASKS",
     "Evaluation",
     "LAUNCHERS",
     "RECIPES",
-    "TASKS",
     "TRACKERS",
     "apply_recipe",
     "build_dataset",
@@ -27,6 +27,7 @@ __all__ = [
     "check_inputs",
     "check_start",
     "config_difference",
+    "dense_task_of",
     "draw_curves",
     "explain_config_faults",
     "get_config",

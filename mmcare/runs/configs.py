@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from ..data.own import OwnData
 
-TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
+DENSE_TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
+"""The tasks of dense prediction, by the ``default_scope`` of their configs."""
+TASKS = {**DENSE_TASKS, "mmpretrain": "classification"}
 """The task of a config, by its ``default_scope``."""
 
 _PACKAGE = Path(__file__).parents[1]
@@ -117,7 +119,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 def _overlay_own_data(cfg: Config, data: OwnData) -> None:
     from ..data.own import overlay_own_data, prepare
 
-    prepared = prepare(data, task_of(cfg))
+    prepared = prepare(data, dense_task_of(cfg))
     if is_first_process():
         print(prepared.report, file=sys.stderr)
     overlay_own_data(cfg, prepared)
@@ -146,17 +148,30 @@ def _read(path: Path) -> Config:
 
 
 def task_of(cfg: Config) -> str:
-    """Return ``"detection"`` or ``"segmentation"``, according to the config's ``default_scope``.
+    """Return ``"detection"``, ``"segmentation"`` or ``"classification"``, according to the config's ``default_scope``.
 
     Raises:
-        UserError: the scope is neither MMDetection's nor MMSegmentation's.
+        UserError: the scope is none of MMDetection's, MMSegmentation's and MMPretrain's.
     """
     scope = cfg.get("default_scope")
     if scope not in TASKS:
+        *others, last = map(repr, TASKS)
         raise UserError(
-            f"{cfg.filename} has default_scope = {scope!r}: the tools support {' and '.join(map(repr, TASKS))}"
+            f"{cfg.filename} has default_scope = {scope!r}: the tools support {', '.join(others)} and {last}"
         )
     return TASKS[scope]
+
+
+def dense_task_of(cfg: Config) -> str:
+    """Return ``"detection"`` or ``"segmentation"`` for what serves only these.
+
+    Raises:
+        UserError: the config is for classification, or for another project.
+    """
+    task = task_of(cfg)
+    if task not in DENSE_TASKS.values():
+        raise UserError(f"{cfg.filename} is for {task}, and this is for detectors and segmentors: give one of theirs")
+    return task
 
 
 def first_sentence(error: Exception) -> str:

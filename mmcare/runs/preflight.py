@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DATASETS = {
     "CocoDataset": ("COCO 2017", "https://cocodataset.org/#download"),
     "ADE20KDataset": ("ADE20K", "http://sceneparsing.csail.mit.edu/"),
+    "ImageNet": ("ImageNet-1K", "https://www.image-net.org/download.php"),
 }
 """Names and download pages of the data sets in the configs, by dataset type."""
 
@@ -109,7 +110,10 @@ def _of_dataloader(dataloader: dict[str, Any] | None, split: str) -> Iterator[_N
         purpose = _PURPOSES[split]
         if dataset.get("ann_file"):
             yield _Need(os.path.join(root, dataset["ann_file"]), f"{name}'s annotations {purpose}", source)
-        for key, prefix in (dataset.get("data_prefix") or {}).items():
+        prefixes = dataset.get("data_prefix") or {}
+        if not isinstance(prefixes, dict) or dataset.get("split"):  # MMPretrain's: a folder, named after the split
+            prefixes = {"img": prefixes or dataset["split"]}
+        for key, prefix in prefixes.items():
             if prefix or root:
                 what = f"{name}'s {_PREFIXES.get(key, key)} {purpose}"
                 yield _Need(os.path.join(root, prefix or ""), what, source, is_folder=True)

@@ -19,7 +19,7 @@ from ..checkpoints import load_checkpoint, read_checkpoint
 from ..errors import UserError
 from ..inference import Item, build_test_transforms, prepare, stored_config
 from ..models import PyramidBackbone, create_backbone
-from ..runs import check_checkpoint, explain_config_faults, load_config
+from ..runs import check_checkpoint, dense_task_of, explain_config_faults, load_config
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def read_network(path: str, config: str | None = None, cfg_options: Mapping[str,
     check_checkpoint(path)
     if config:
         cfg = load_config(config, parts=("model",), cfg_options=cfg_options)
+        dense_task_of(cfg)
     else:
         cfg = stored_config(read_checkpoint(path).get("meta"), path)
     owner = config or path

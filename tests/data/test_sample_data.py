@@ -83,7 +83,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layout_is_that_of_coco_and_ade20k(tmp_path: Path) -> None:
     folder = prepare(tmp_path, TINY)
     assert folder.parent == tmp_path
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {file for file in files if not file.startswith("classification/")} == {
         ".mmcare-sample.json",
         *(f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")),
         *(f"coco/train2017/{i:012d}.jpg" for i in range(1, 7)),
@@ -93,6 +94,31 @@ def test_layout_is_that_of_coco_and_ade20k(tmp_path: Path) -> None:
         *(f"ade/ADEChallengeData2016/annotations/training/ADE_train_{i:08d}.png" for i in range(1, 7)),
         *(f"ade/ADEChallengeData2016/annotations/validation/ADE_val_{i:08d}.png" for i in range(1, 4)),
     }
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_each_object_is_cut_out_into_the_folder_of_its_class(dataset: Path, split: str) -> None:
+    coco, pictures = load(dataset, split)
+    expected = {}
+    for image_id, (image, _) in zip(sorted(coco.getImgIds()), pictures, strict=True):
+        name = Path(coco.imgs[image_id]["file_name"]).stem
+        for number, annotation in enumerate(coco.imgToAnns[image_id], start=1):
+            x, y, width, height = annotation["bbox"]
+            side = round(1.25 * max(width, height))
+            left, top = ((2 * start + length - side) / 2 for start, length in ((x, width), (y, height)))
+            left, top = (
+                min(max(start, 0), max(limit - side, 0))
+                for start, limit in zip((left, top), image.shape[1::-1], strict=True)
+            )
+            kind = coco.cats[annotation["category_id"]]["name"]
+            expected[f"{kind}/{name}_{number}.jpg"] = image[int(top) : int(top) + side, int(left) : int(left) + side]
+    folder = dataset / "classification" / split
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")} == set(expected)
+    assert {path.name for path in folder.iterdir()} == set(CLASSES)
+    for name, part in expected.items():
+        crop = cv2.imread(str(folder / name))
+        assert crop.shape == part.shape
+        assert np.abs(crop.astype(int) - part.astype(int)).mean() < 6  # JPEG, twice
 
 
 def test_names_and_colours_belong_together() -> None:
@@ -233,7 +259,9 @@ def test_two_processes_make_the_same_bytes(tmp_path: Path) -> None:
 def test_another_seed_makes_other_images(tmp_path: Path) -> None:
     first = digest(prepare(tmp_path / "a", TINY))
     second = digest(prepare(tmp_path / "b", Recipe(seed=1, train_images=6, val_images=3)))
-    assert first.keys() == second.keys()
+    assert {name for name in first if "classification" not in name} == {
+        name for name in second if "classification" not in name
+    }
     assert not {first[name] for name in first if name.endswith(".jpg")} & set(second.values())
 
 

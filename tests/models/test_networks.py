@@ -89,7 +89,7 @@ assert not any(name.startswith(("mmdet", "mmseg", "mmpretrain")) for name in sys
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("project", ["mmdet", "mmseg"])
+@pytest.mark.parametrize("project", ["mmdet", "mmseg", "mmpretrain"])
 @families
 def test_built_from_the_registries_of_other_projects(project, family):
     registry = pytest.importorskip(f"{project}.registry").MODELS

@@ -164,23 +164,23 @@ def args_for_test(**changes):
 
 def test_pictures():
     cfg = detection_config()
-    test.visualize(cfg, args_for_test(show_dir="d"), detection=True)
+    test.visualize(cfg, args_for_test(show_dir="d"), "detection")
     assert cfg.default_hooks.visualization == dict(type="DetVisualizationHook", draw=True, test_out_dir="d")
     cfg = Config.fromfile(CONFIGS / "_base_/runtime/segmentation.py")
-    test.visualize(cfg, args_for_test(show_dir="d", show=True), detection=False)
+    test.visualize(cfg, args_for_test(show_dir="d", show=True), "segmentation")
     assert cfg.visualizer.save_dir == "d"
     assert cfg.default_hooks.visualization == dict(
         type="SegVisualizationHook", draw=True, show=True, wait_time=2.0, interval=1
     )
     del cfg.default_hooks["visualization"]
     with pytest.raises(UserError, match="SegVisualizationHook"):
-        test.visualize(cfg, args_for_test(show=True), detection=False)
+        test.visualize(cfg, args_for_test(show=True), "segmentation")
 
 
 def test_default_augmentation_in_detection():
     cfg = detection_config()
     cfg.test_dataloader.dataset = dict(type="RepeatDataset", dataset=cfg.test_dataloader.dataset.to_dict())
-    test.augment(cfg, detection=True)
+    test.augment(cfg, "detection")
     assert cfg.model.type == "DetTTAModel"
     assert cfg.model.module.type == "RetinaNet"
     assert [step.type for step in cfg.test_dataloader.dataset.dataset.pipeline] == [
@@ -192,17 +192,17 @@ def test_default_augmentation_in_detection():
     cfg = detection_config()
     cfg.model.roi_head = dict(mask_head=dict(type="FCNMaskHead"))
     with pytest.raises(UserError, match="masks"):
-        test.augment(cfg, detection=True)
+        test.augment(cfg, "detection")
 
 
 def test_augmentation_in_segmentation_is_the_configs():
     dataset = dict(type="ADE20KDataset", pipeline=[dict(type="LoadImageFromFile")])
     cfg = Config(dict(model=dict(type="EncoderDecoder"), test_dataloader=dict(dataset=dataset)))
     with pytest.raises(UserError, match="tta_pipeline"):
-        test.augment(cfg, detection=False)
+        test.augment(cfg, "segmentation")
     cfg.tta_model = dict(type="SegTTAModel")
     cfg.tta_pipeline = [dict(type="TestTimeAug")]
-    test.augment(cfg, detection=False)
+    test.augment(cfg, "segmentation")
     assert cfg.model == dict(type="SegTTAModel", module=dict(type="EncoderDecoder"))
     assert cfg.test_dataloader.dataset.pipeline == [dict(type="TestTimeAug")]
 

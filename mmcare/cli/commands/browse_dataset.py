@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ...runs import build_dataset, check_inputs, explain_config_faults
+from ...runs import build_dataset, check_inputs, dense_task_of, explain_config_faults
 from .. import config_parser, has_display, read_config
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def main() -> None:
     args = parse_args()
     check_outlet(args)
     cfg = read_config(args, parts=("train_dataloader", "visualizer"))
+    dense_task_of(cfg)
     check_inputs(cfg, splits=("train",), weights=False)
     browse(cfg, args)
 

@@ -1,4 +1,4 @@
-"""Test a detector or segmentor: ``mmcare test CONFIG CHECKPOINT``, with MMDetection's options."""
+"""Test a detector, segmentor or classifier: ``mmcare test CONFIG CHECKPOINT``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> Namespace:
-    parser = run_parser("Test a detector or segmentor.")
+    parser = run_parser("Test a detector, segmentor or classifier.")
     parser.add_argument(
         "checkpoint", help="checkpoint file, or its http(s) address; or a file that mmcare export wrote"
     )
     parser.add_argument(
         "--out",
-        help="write the predictions to this .pkl file (detection) or as label maps to this folder (segmentation)",
+        help="write the predictions to this .pkl file (detection, classification) or as label maps to this folder "
+        "(segmentation)",
     )
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument(
@@ -45,14 +46,14 @@ def main() -> None:
     if exported:
         refuse_options(args)
     cfg = read_run_config(args, parts=("model", "test_dataloader", "test_cfg", "test_evaluator"))
-    detection = task_of(cfg) == "detection"
+    task = task_of(cfg)
     if args.show or args.show_dir:
-        visualize(cfg, args, detection)
+        visualize(cfg, args, task)
     if args.tta:
-        augment(cfg, detection)
-    if args.out and detection and not args.out.endswith((".pkl", ".pickle")):
-        raise UserError(f"--out writes a pickle file in detection: give a name that ends in .pkl, not {args.out}")
-    if args.out and not detection:
+        augment(cfg, task)
+    if args.out and task != "segmentation" and not args.out.endswith((".pkl", ".pickle")):
+        raise UserError(f"--out writes a pickle file in {task}: give a name that ends in .pkl, not {args.out}")
+    if args.out and task == "segmentation":
         write_label_maps(cfg, args.out)
     if args.reparameterize:
         switch_to_fast_form(cfg)
@@ -70,8 +71,8 @@ def main() -> None:
         if exported:
             classes = tuple(runner.test_loop.dataloader.dataset.metainfo["classes"])
             check_classes(certificate.classes, classes, args.checkpoint)
-        if args.out and detection:
-            dump_detections(runner, args.out)
+        if args.out and task != "segmentation":
+            dump_predictions(runner, args.out, task)
         runner.test()
 
 
@@ -106,8 +107,14 @@ def remove_hooks(cfg: Config, *names: str) -> None:
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or [] if type_name(hook) not in names]
 
 
-def visualize(cfg: Config, args: Namespace, detection: bool) -> None:
+def visualize(cfg: Config, args: Namespace, task: str) -> None:
     hook = (cfg.get("default_hooks") or {}).get("visualization")
+    if task == "classification":
+        cfg.default_hooks.visualization = dict(
+            type="VisualizationHook", enable=True, interval=1, show=args.show, out_dir=args.show_dir
+        )
+        return
+    detection = task == "detection"
     if not (hook and cfg.get("visualizer")):
         kind = "Det" if detection else "Seg"
         raise UserError(
@@ -126,12 +133,12 @@ def visualize(cfg: Config, args: Namespace, detection: bool) -> None:
         hook.setdefault("interval", 1)  # MMSegmentation draws only every 50th image by default
 
 
-def augment(cfg: Config, detection: bool) -> None:
+def augment(cfg: Config, task: str) -> None:
     """Wrap the model in a TTA model, which merges the predictions for augmented copies of an image."""
-    if detection:
+    if task == "detection":
         set_default_tta(cfg)
     elif not (cfg.get("tta_model") and cfg.get("tta_pipeline")):
-        raise UserError(f"--tta needs tta_model and tta_pipeline in segmentation, and {cfg.filename} lacks them")
+        raise UserError(f"--tta needs tta_model and tta_pipeline in {task}, and {cfg.filename} lacks them")
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     for dataset in innermost_datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.tta_pipeline
@@ -165,7 +172,8 @@ def write_label_maps(cfg: Config, folder: str) -> None:
         metric.keep_results = True
 
 
-def dump_detections(runner: Runner, path: str) -> None:
+def dump_predictions(runner: Runner, path: str, task: str) -> None:
     from mmengine.registry import METRICS
 
-    runner.test_evaluator.metrics.append(METRICS.build(dict(type="mmdet.DumpDetResults", out_file_path=path)))
+    kind = "mmdet.DumpDetResults" if task == "detection" else "mmengine.DumpResults"
+    runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=path)))

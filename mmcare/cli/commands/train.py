@@ -1,4 +1,4 @@
-"""Train a detector or segmentor: ``mmcare train CONFIG``, with MMDetection's options."""
+"""Train a detector, segmentor or classifier: ``mmcare train CONFIG``, with MMDetection's options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def parse_args() -> Namespace:
-    parser = run_parser("Train a detector or segmentor.")
+    parser = run_parser("Train a detector, segmentor or classifier.")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision (bfloat16 on a CPU)")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch size"

@@ -7,6 +7,7 @@
         coco/{train,val}2017/000000000001.jpg
         ade/ADEChallengeData2016/images/{training,validation}/ADE_{train,val}_00000001.jpg
         ade/ADEChallengeData2016/annotations/{training,validation}/ADE_{train,val}_00000001.png
+        classification/{train,val}/<class>/000000000001_1.jpg
 
 The fingerprint is a hash of the recipe and of the drawing code, so outdated data is never used after a change. The
 folder is renamed to its final name when it is complete, so any folder with that name can be used.
@@ -176,7 +177,7 @@ def _write_dataset(folder: Path, recipe: Recipe) -> None:
         annotations: list[dict[str, Any]] = []
         for index in range(recipe.images(split)):
             scene = draw_scene(recipe, split, index)
-            file_name = _write_pictures(folder, split, index, scene)
+            file_name = _write_pictures(folder, split, index, scene, recipe)
             height, width = scene.labels.shape
             images.append({"id": ids["image"], "file_name": file_name, "height": height, "width": width})
             for item in scene.objects:
@@ -188,16 +189,38 @@ def _write_dataset(folder: Path, recipe: Recipe) -> None:
     _write_json(folder / _MARKER, {"files": _count_files(folder) + 1, "recipe": dataclasses.asdict(recipe)})
 
 
-def _write_pictures(folder: Path, split: Split, index: int, scene: Scene) -> str:
-    """Write a scene's image into both data sets, and its label map; return the image's file name in COCO."""
+def _write_pictures(folder: Path, split: Split, index: int, scene: Scene, recipe: Recipe) -> str:
+    """Write a scene's image, its label map and the crops of its objects; return the image's file name in COCO."""
     file_name = f"{index + 1:012d}.jpg"
     ade = folder / "ade/ADEChallengeData2016"
     ade_name = f"{_ADE_FOLDERS[split]}/ADE_{split}_{index + 1:08d}"
-    jpeg = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    jpeg = _jpeg(scene.image)
     _write(folder / f"coco/{split}2017" / file_name, jpeg)
     _write(ade / f"images/{ade_name}.jpg", jpeg)
     _write(ade / f"annotations/{ade_name}.png", cv2.imencode(".png", scene.labels)[1].tobytes())
+    for number, item in enumerate(scene.objects, start=1):
+        crop = folder / f"classification/{split}/{recipe.classes[item.kind]}/{index + 1:012d}_{number}.jpg"
+        _write(crop, _jpeg(_crop(scene.image, item.mask)))
     return file_name
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def _crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a square of the image, a quarter larger than the box of a visible mask, with the box in the middle.
+
+    Where the square leaves the image, it is moved inside, and where it is too large, it is as large as the image.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    side = round(1.25 * max(rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]))
+    slices = []
+    for inside, size in ((rows, image.shape[0]), (columns, image.shape[1])):
+        length = min(side, size)
+        start = min(max((inside[0] + inside[-1] + 1 - length) // 2, 0), size - length)
+        slices.append(slice(start, start + length))
+    return image[tuple(slices)]
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:

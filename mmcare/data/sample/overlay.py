@@ -18,29 +18,31 @@ SCALE = (128, 96)
 """Limits of an image's long and short side after resizing, in pixels."""
 CROP = (96, 96)
 """Height and width of the training crops in segmentation, in pixels."""
+CLASSIFIED = 64
+"""Height and width of an image in classification, in pixels."""
 
 
 def overlay_sample(cfg: Config, root: Path) -> None:
     """Replace, in place, a config's data, classes, image scale, batch size, schedule and initial weights.
 
     Args:
-        cfg: a detection (``default_scope`` mmdet) or segmentation (mmseg) config.
+        cfg: a detection (``default_scope`` mmdet), segmentation (mmseg) or classification (mmpretrain) config.
         root: folder of the sample data, from :func:`mmcare.data.sample.prepare`.
 
     Raises:
         UserError: the config is for another project.
     """
-    overlays = {"mmdet": _overlay_detection, "mmseg": _overlay_segmentation}
+    overlays = {"mmdet": _overlay_detection, "mmseg": _overlay_segmentation, "mmpretrain": _overlay_classification}
     scope = cfg.get("default_scope")
     if scope not in overlays:
         raise UserError(
-            f"--sample supports detection and segmentation configs (default_scope {' or '.join(overlays)}), "
+            f"--sample supports detection, segmentation and classification (default_scope {' or '.join(overlays)}), "
             f"but this one has default_scope {scope!r}"
         )
     _start_from_scratch(cfg.model)
     overlays[scope](cfg, root)
     for name in ("test_pipeline", "tta_pipeline"):  # used by inferencers and --tta
-        if name in cfg:
+        if name in cfg and scope != "mmpretrain":
             cfg[name] = _rescaled(cfg[name])
     cfg.randomness = dict(seed=0)
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=8)
@@ -129,6 +131,43 @@ def _segment_small_images(model: Config) -> None:
             part.norm_cfg = _group_norm(part.out_channels)
         elif part.get("type") == "UPerHead":
             part.channels = 128
+
+
+def _overlay_classification(cfg: Config, root: Path) -> None:
+    classes = sorted(CLASSES)  # in the order of their folders
+    _set(cfg.model, "num_classes", len(classes))
+    cfg.model.train_cfg = None  # mixed images need more epochs than these
+    size = (CLASSIFIED, CLASSIFIED)
+    load, pack = dict(type="LoadImageFromFile"), dict(type="PackInputs")
+    train = [
+        load,
+        dict(type="RandomResizedCrop", scale=CLASSIFIED, crop_ratio_range=(0.6, 1.0)),
+        dict(type="RandomFlip", prob=0.5, direction="horizontal"),
+        pack,
+    ]
+    cfg.test_pipeline = [load, dict(type="Resize", scale=size), pack]
+    loaders = (
+        ("train", cfg.train_dataloader, train),
+        ("val", cfg.val_dataloader, cfg.test_pipeline),
+        ("val", cfg.test_dataloader, cfg.test_pipeline),
+    )
+    for split, loader, pipeline in loaders:
+        loader.dataset = dict(
+            type="CustomDataset",
+            data_root=f"{root}/classification",
+            data_prefix=split,
+            metainfo=dict(classes=classes),
+            pipeline=pipeline,
+        )
+        loader.update(batch_size=32, num_workers=1)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.topk = (1,)  # there are four classes
+    epochs, steps_per_epoch = 6, 45
+    cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
+    _schedule(cfg, steps=epochs * steps_per_epoch, lr=1e-3)
+    cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, save_best="auto", max_keep_ckpts=2)
+    cfg.custom_hooks = []  # the average of the weights would lag behind in so few steps
+    cfg.load_from = None
 
 
 def _augment_little(pipeline: list[Any]) -> None:
