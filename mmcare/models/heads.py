@@ -32,6 +32,10 @@ class ClassifierHead(BaseModule):
         loss: config of the loss of scores (B, num_classes) and labels, (B,) or as probabilities (B, num_classes).
         init_cfg: None for the authors' initialization, or an MMEngine init config.
 
+    Attributes:
+        teacher_scores: a teacher's logits (B, num_classes) for the images of the next loss, which
+            :class:`mmcare.runs.hooks.DistillationHook` sets; None without one.
+
     Raises:
         UserError: ``num_classes`` or ``in_channels`` is invalid, or MMPretrain is not installed.
     """
@@ -50,6 +54,7 @@ class ClassifierHead(BaseModule):
         self.loss_module = MODELS.build(loss or dict(type="mmpretrain.LabelSmoothLoss", label_smooth_val=0.1))
         self.label_fc = nn.Linear(in_channels, num_classes)
         self.dist_fc = nn.Linear(in_channels, num_classes)
+        self.teacher_scores: Tensor | None = None
 
     def pre_logits(self, feats: Sequence[Tensor]) -> Tensor:
         """Return the average over all positions of the last of the maps: (B, in_channels)."""
@@ -72,9 +77,7 @@ class ClassifierHead(BaseModule):
         label, dist = self.scores(feats)
         return (label + dist) / 2
 
-    def loss(
-        self, feats: Sequence[Tensor], data_samples: Sequence[DataSample], teacher: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
         """Return the losses of both classifiers, which add up to ½ L(label, y) + ½ L(dist, y).
 
         With a teacher they add up to the hard distillation of DeiT's equation 3: ½ L(label, y) + ½ CE(dist, y_t), with
@@ -83,7 +86,6 @@ class ClassifierHead(BaseModule):
         Args:
             feats: the backbone's maps; the last is (B, in_channels, H, W).
             data_samples: B samples with labels, or with probabilities after Mixup and CutMix.
-            teacher: the teacher's logits (B, num_classes) for the same images; None without one.
 
         Raises:
             UserError: the teacher has another number of classes.
@@ -94,6 +96,7 @@ class ClassifierHead(BaseModule):
         else:
             target = torch.cat([sample.gt_label for sample in data_samples])
         losses = dict(loss_label=self.loss_module(label, target, avg_factor=len(label)) / 2)
+        teacher = self.teacher_scores
         if teacher is None:
             losses["loss_dist"] = self.loss_module(dist, target, avg_factor=len(dist)) / 2
         elif teacher.shape != dist.shape:

@@ -176,8 +176,8 @@ def test_with_a_teacher_the_gradients_are_those_of_hard_distillation(head, feats
     built, classes = build_head(head, loss=dict(type="mmpretrain.CrossEntropyLoss")), torch.tensor([3, 0, 2])
     teacher = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
     samples = [DataSample().set_gt_label(int(index)) for index in classes]
-    parameters = list(built.parameters())
-    found = torch.autograd.grad(sum(built.loss(feats, samples, teacher).values()), parameters)
+    built.teacher_scores, parameters = teacher, list(built.parameters())
+    found = torch.autograd.grad(sum(built.loss(feats, samples).values()), parameters)
     label, dist = (scores.log_softmax(1) for scores in built.scores(feats))
     picked = [label[i, classes[i]] + dist[i, teacher[i].argmax()] for i in range(3)]
     torch.testing.assert_close(found, torch.autograd.grad(-sum(picked) / 6, parameters))
@@ -185,9 +185,10 @@ def test_with_a_teacher_the_gradients_are_those_of_hard_distillation(head, feats
 
 @heads
 def test_a_teacher_for_other_classes_is_refused(head, feats):
-    samples = [DataSample().set_gt_label(0)] * 3
+    built, samples = build_head(head), [DataSample().set_gt_label(0)] * 3
+    built.teacher_scores = torch.zeros(3, 7)
     with pytest.raises(UserError, match="the teacher has 7 classes, but the model 5"):
-        build_head(head).loss(feats, samples, torch.zeros(3, 7))
+        built.loss(feats, samples)
 
 
 @heads

@@ -18,7 +18,7 @@ CLASSIFIER = f"""
 _base_ = ["{CARE}"]
 model = dict(backbone=dict(arch=dict({TINY}, _delete_=True)), head=dict(in_channels=128))
 """
-SHORT = [*IN_PROCESS, "train_cfg.max_epochs=2", "default_hooks.checkpoint.interval=2", "param_scheduler=None"]
+SHORT = [*IN_PROCESS, "train_cfg.max_epochs=1", "default_hooks.checkpoint.interval=1", "param_scheduler=None"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def trained(tmp_path_factory, train):
     folder = tmp_path_factory.mktemp("classifier")
     (folder / "classifier.py").write_text(CLASSIFIER)
     work = train(folder, "classifier.py", "--sample", "--cfg-options", *SHORT)
-    return folder, work / "epoch_2.pth"
+    return folder, work / "epoch_1.pth"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_classifier_learns_the_sample_data_and_the_checkpoint_has_what_it_lear
     folder, _ = trained
     work = folder / "work_dirs"
     reached = tested("--out", "found.pkl")
-    assert reached > 50  # by chance 25
+    assert reached > 40  # by chance 25
     assert "accuracy/top1" in "".join(path.read_text() for path in work.rglob("*.json"))
     found = pickle.loads((folder / "found.pkl").read_bytes())
     kinds = sorted(CLASSES)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ..configs import dicts_in, innermost_datasets, remove_pretrained
+from ..configs import dicts_in, innermost_datasets, remove_pretrained, type_name
 from .palettes import PALETTE, SEMANTIC_PALETTE
 from .scene import CLASSES, SEMANTIC_CLASSES
 
@@ -166,7 +166,8 @@ def _overlay_classification(cfg: Config, root: Path) -> None:
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=2)
     _schedule(cfg, steps=epochs * steps_per_epoch, lr=1e-3)
     cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, save_best="auto", max_keep_ckpts=2)
-    cfg.custom_hooks = []  # the average of the weights would lag behind in so few steps
+    # The average of the weights would lag behind in so few steps.
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if type_name(hook) != "EMAHook"]
     cfg.load_from = None
 
 
