@@ -30,7 +30,7 @@ _base_ = "{CONFIGS}/classification/casvit_xs.py"
 model = dict(
     backbone=dict(arch=dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 24), _delete_=True)),
     head=dict(num_classes=5, in_channels=24),
-    data_preprocessor=dict(num_classes=5, mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0]),
+    data_preprocessor=dict(num_classes=5, mean=[20.0, 200.0, 60.0], std=[20.0, 90.0, 30.0]),
 )
 """
 
