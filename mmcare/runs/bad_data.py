@@ -44,8 +44,8 @@ def name_bad_data(runner: AnyRunner) -> AnyRunner:
 
     A :class:`UserError` is raised
 
-    - when a dataloader is built, for an annotation file that cannot be read, for an empty data set, and for one to
-      train a detector on that has more classes than the model;
+    - when a dataloader is built, for an annotation file that cannot be read, for an empty data set, for one to train a
+      detector on that has more classes than the model, and for missing class folders of a classifier's;
     - when data is loaded, also in a worker process, for an image or a label map that is missing or cannot be decoded, a
       label map with another size than its image or a class that the model does not have, and an instance whose mask is
       missing or has another size than the image;
@@ -225,11 +225,32 @@ def _fault_of_dataset(cfg: dict[str, Any]) -> str | None:
         return None
     if _is_coco(dataset) and (fault := _fault_of_coco(dataset.ann_file)):
         return fault
+    if fault := _fault_of_class_folders(dataset):
+        return fault
     try:
         dataset.full_init()
     except Exception:  # it fails again, for an unknown reason
         return None
     return None if len(dataset) else _emptiness(dataset)
+
+
+def _fault_of_class_folders(dataset: Any) -> str | None:
+    """Return the fault of a data set of MMPretrain with a folder for each class, or None.
+
+    Labels are numbered by the folders: without one, the labels of the others shift.
+    """
+    mmpretrain = sys.modules.get("mmpretrain.datasets")
+    if not mmpretrain or not isinstance(dataset, mmpretrain.CustomDataset) or dataset.ann_file:
+        return None
+    with os.scandir(dataset.img_prefix) as entries:
+        folders = sum(entry.is_dir() for entry in entries)
+    classes = len(dataset.metainfo.get("classes") or ())
+    if not classes or folders == classes:
+        return None
+    return (
+        f"{dataset.img_prefix} has {folders} class folders, but the data set has {classes} classes: complete the "
+        "folders, or set the dataset's metainfo=dict(classes=…) and the model's num_classes to what is there"
+    )
 
 
 def _is_coco(dataset: Any) -> bool:

@@ -51,13 +51,14 @@ def pictures(folder):
 
 @pytest.mark.stack
 def test_a_classifier_learns_the_sample_data_and_the_checkpoint_has_what_it_learned(trained, tested):
-    folder, _ = trained
+    folder, checkpoint = trained
     work = folder / "work_dirs"
     reached = tested("--out", "found.pkl")
     assert reached > 40  # by chance 25
     assert "accuracy/top1" in "".join(path.read_text() for path in work.rglob("*.json"))
     found = pickle.loads((folder / "found.pkl").read_bytes())
-    kinds = sorted(CLASSES)
+    kinds = list(read_checkpoint(checkpoint)["meta"]["dataset_meta"]["classes"])
+    assert sorted(kinds) == sorted(CLASSES)
     right = [
         kinds[int(result["pred_label"])] == path.parent.name
         for result in found
@@ -101,6 +102,16 @@ def test_missing_imagenet_is_told_with_where_it_is_from(in_process, own_process,
     for split, purpose in (("train", "to train on"), ("val", "to validate on")):
         line = f"data/imagenet/{split}: ImageNet-1K's images {purpose}, missing; from https://www.image-net.org/"
         assert line in printed.err
+
+
+def test_missing_class_folders_are_told(refusal, own_process, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        folder = tmp_path / "data/imagenet" / split / "n01440764"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(folder / "one.JPEG")
+    told = refusal(train_tool.main, "train", CARE, "--cfg-options", *IN_PROCESS)
+    assert told.startswith("data/imagenet/train has 1 class folders, but the data set has 1000 classes: complete the ")
 
 
 @pytest.mark.parametrize("main", [browse.main], ids=["browse_dataset"])
