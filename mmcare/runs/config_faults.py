@@ -37,7 +37,7 @@ _IN_MODEL = _Place("MODELS", complete=False, must_have_type=False)
 _DATASET = r"\w+_dataloader\.dataset(\.datasets?)*"
 _PLACES = {
     r"model": _Place("MODELS"),
-    r"model\.(.+\.)?(module|backbone|neck|data_preprocessor|\w+_head|\w+_roi_extractor)": _IN_MODEL,
+    r"model\.(.+\.)?(module|backbone|neck|data_preprocessor|(\w+_)?head|\w+_roi_extractor)": _IN_MODEL,
     r"model\..+\.(\w+_generator|bbox_coder|assigner|sampler)": replace(_IN_MODEL, registry="TASK_UTILS"),
     r"model\..+\.loss_\w+": replace(_IN_MODEL, others=None),
     _DATASET: _Place("DATASETS"),

@@ -95,6 +95,11 @@ def test_parameters_and_macs_are_counted_with_the_head(in_process):
     assert re.search(r"head +3.080 M +0.003 G\nwhole model +19.481 M +1.92\d G", printed.out)
 
 
+def test_a_wrong_argument_of_the_head_is_told(refusal):
+    told = refusal(get_flops.main, "flops", "classification/care_s0", "--cfg-options", "model.head.colour=red")
+    assert told == "the config's model.head does not fit mmcare.CAREHead, which has no argument colour: check the spelling"
+
+
 def test_missing_imagenet_is_told_with_where_it_is_from(in_process, own_process, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, printed = in_process(train_tool.main, "train", CARE)
