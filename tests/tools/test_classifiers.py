@@ -97,7 +97,9 @@ def test_parameters_and_macs_are_counted_with_the_head(in_process):
 
 def test_a_wrong_argument_of_the_head_is_told(refusal):
     told = refusal(get_flops.main, "flops", "classification/care_s0", "--cfg-options", "model.head.colour=red")
-    assert told == "the config's model.head does not fit mmcare.CAREHead, which has no argument colour: check the spelling"
+    assert (
+        told == "the config's model.head does not fit mmcare.CAREHead, which has no argument colour: check the spelling"
+    )
 
 
 def test_missing_imagenet_is_told_with_where_it_is_from(in_process, own_process, monkeypatch, tmp_path):
