@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, closest
 from ..memory import BatchNorm, laid_out_as, recompute_block, trains_in_channels_last
 
 NUM_STAGES = 4
@@ -273,6 +273,20 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
         span = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{name}={value!r} is not valid: give a whole number {span}")
     return value
+
+
+def ablation_type(family: str, ablations: Mapping[str, type], ablation: str) -> type:
+    """Return the type in a family's table of ablations with this name.
+
+    Raises:
+        UserError: the family has no such ablation.
+    """
+    if str(ablation) not in ablations:
+        names = ", ".join(ablations)
+        raise UserError(
+            f"{family} has no ablation {ablation!r}: {closest(str(ablation), ablations, f'choose one of {names}')}"
+        )
+    return ablations[ablation]
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
