@@ -11,7 +11,9 @@ from .version import __version__
 
 _EXPORTS = {
     "CARE": "mmcare.models",
+    "CAREAblation": "mmcare.models",
     "CASViT": "mmcare.models",
+    "CASViTAblation": "mmcare.models",
     "Prediction": "mmcare.inference",
     "Predictor": "mmcare.inference",
     "UserError": "mmcare.errors",

@@ -275,17 +275,17 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
     return value
 
 
-def ablation_type(family: str, ablations: Mapping[str, type], ablation: str) -> type:
-    """Return the type in a family's table of ablations with this name.
+def ablation_type(family: str, ablations: Mapping[str, type], ablation: str | None) -> type:
+    """Return the type with this name in a family's table of ablations.
 
     Raises:
-        UserError: the family has no such ablation.
+        UserError: no name is given, or the family has no such ablation.
     """
+    choice = f"choose one of {', '.join(ablations)}"
+    if ablation is None:
+        raise UserError(f"{family}Ablation lacks the argument ablation: {choice}")
     if str(ablation) not in ablations:
-        names = ", ".join(ablations)
-        raise UserError(
-            f"{family} has no ablation {ablation!r}: {closest(str(ablation), ablations, f'choose one of {names}')}"
-        )
+        raise UserError(f"{family} has no ablation {ablation!r}: {closest(str(ablation), ablations, choice)}")
     return ablations[ablation]
 
 

@@ -174,10 +174,10 @@ class CAREAblation(CARE):
         arch, arguments: :class:`~mmcare.models.care.CARE`'s, with the same defaults.
 
     Raises:
-        UserError: there is no such ablation, or an argument is invalid.
+        UserError: ``ablation`` is missing or unknown, or another argument is invalid.
     """
 
-    def __init__(self, ablation: str, arch: str | dict[str, Any] = "s1", **arguments: Any) -> None:
+    def __init__(self, ablation: str | None = None, arch: str | dict[str, Any] = "s1", **arguments: Any) -> None:
         self.block_type = ablation_type("CARE", ABLATIONS, ablation)  # before the blocks are built
         super().__init__(arch, **arguments)
         self.ablation = ablation

@@ -79,10 +79,10 @@ class CASViTAblation(CASViT):
         arch, arguments: :class:`~mmcare.models.casvit.CASViT`'s, with the same defaults.
 
     Raises:
-        UserError: there is no such ablation, or an argument is invalid.
+        UserError: ``ablation`` is missing or unknown, or another argument is invalid.
     """
 
-    def __init__(self, ablation: str, arch: str | dict[str, Any] = "m", **arguments: Any) -> None:
+    def __init__(self, ablation: str | None = None, arch: str | dict[str, Any] = "m", **arguments: Any) -> None:
         similarity_type = ablation_type("CASViT", ABLATIONS, ablation)
         super().__init__(arch, **arguments)
         self.ablation = ablation
