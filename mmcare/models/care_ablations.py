@@ -1,6 +1,6 @@
 """CARE with one of its ideas switched off, as in the ablations of its paper (tables 3 and 4).
 
-The paper names what it leaves out, but not how what remains is wired. Each class below says what was chosen here. All
+We know what the authors left out, but not how they wired what remains. Each class below says what was chosen here. All
 ablations return maps of the same shapes as CARE, so necks and heads stay as they are. An idea that takes an interaction
 or its channels along makes another interaction wider or narrower: compared is the idea, not the size of the network.
 """
