@@ -59,7 +59,7 @@ def test_a_file_scores_what_the_model_scores(measured, tool, tmp_path, head):
     given = measured(head)
     metric = given.certificate.measured.metric
     assert metric.images == 4
-    assert 0.3 < metric.pytorch < 1
+    assert 0.15 < metric.pytorch < 1
     assert abs(metric.file - metric.pytorch) <= 0.002
     status, printed = tool(given.config, given.file)
     assert status == 0, printed.err[-2000:]
