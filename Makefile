@@ -84,9 +84,10 @@ browser:
 
 # One process for each core, with one thread each: with more threads than cores, tests take many times longer.
 # The tests of a file run in one process, as they share fixtures; in the order of their names, or the files with few and
-# long tests would come last, when a process has nothing else to do.
+# long tests would come last, when a process has nothing else to do. A process that dies is not replaced: pytest-xdist
+# would wait for ever.
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS) $(ARGS)
 
 # Linting needs only ruff, in a separate environment.
 .venv-lint/.ready: requirements/lint.txt

@@ -11,8 +11,10 @@ from .version import __version__
 
 _EXPORTS = {
     "CARE": "mmcare.models",
+    "CAREAblation": "mmcare.models",
     "CAREHead": "mmcare.models",
     "CASViT": "mmcare.models",
+    "CASViTAblation": "mmcare.models",
     "CASViTHead": "mmcare.models",
     "Prediction": "mmcare.inference",
     "Predictor": "mmcare.inference",

@@ -72,10 +72,14 @@ def _own_process(monkeypatch):
     from mmengine.registry import DefaultScope
     from mmengine.runner import CheckpointLoader
     from mmengine.runner.checkpoint import load_from_http, load_from_local
+    from mmengine.visualization import Visualizer
 
     # The default name is the start time in seconds, which two runs may share.
     for manager in (DefaultScope, MessageHub, MMLogger):
         monkeypatch.setattr(manager, "_instance_dict", OrderedDict(manager._instance_dict))
+    # Configs give it a name, by which a later run would get the one of an earlier run, with that one's output folder.
+    for manager in (Visualizer, *Visualizer.__subclasses__()):
+        monkeypatch.setattr(manager, "_instance_dict", OrderedDict())
     yield
     CheckpointLoader.register_scheme("", load_from_local, force=True)
     CheckpointLoader.register_scheme(("http://", "https://"), load_from_http, force=True)

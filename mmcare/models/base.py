@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, closest
 from ..memory import BatchNorm, laid_out_as, recompute_block, trains_in_channels_last
 
 NUM_STAGES = 4
@@ -296,6 +296,20 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
         span = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{name}={value!r} is not valid: give a whole number {span}")
     return value
+
+
+def ablation_type(family: str, ablations: Mapping[str, type], ablation: str | None) -> type:
+    """Return the type with this name in a family's table of ablations.
+
+    Raises:
+        UserError: no name is given, or the family has no such ablation.
+    """
+    choice = f"choose one of {', '.join(ablations)}"
+    if ablation is None:
+        raise UserError(f"{family}Ablation lacks the argument ablation: {choice}")
+    if str(ablation) not in ablations:
+        raise UserError(f"{family} has no ablation {ablation!r}: {closest(str(ablation), ablations, choice)}")
+    return ablations[ablation]
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:

@@ -94,6 +94,11 @@ class StripConvolution(nn.Module):
         return self.vertical(x) + self.horizontal(x)
 
 
+def long_range(channels: int, head_channels: int | None) -> LinearAttention | StripConvolution:
+    """Return linear attention, or for ``head_channels=None`` the strip convolution that replaces it."""
+    return StripConvolution(channels) if head_channels is None else LinearAttention(channels, head_channels)
+
+
 class TokenMixer(nn.Module):
     """The asymmetrically decoupled token mixer: attention for a third of the features, local convolutions for the rest.
 
@@ -104,7 +109,7 @@ class TokenMixer(nn.Module):
 
     def __init__(self, channels: int, head_channels: int | None) -> None:
         super().__init__()
-        self.far = StripConvolution(channels) if head_channels is None else LinearAttention(channels, head_channels)
+        self.far = long_range(channels, head_channels)
         self.near_small = depthwise(channels, 3)
         self.near_large = depthwise(channels, 7)
 
@@ -119,12 +124,11 @@ class Interaction(Chain):
 
     Args:
         channels: width of the input.
-        ratio: the hidden width is ``ratio`` times ``channels``.
+        hidden: width of the hidden map.
         project: project back to ``channels`` with fc2 and add x; if False, return the hidden map.
     """
 
-    def __init__(self, channels: int, ratio: int, project: bool = True) -> None:
-        hidden = ratio * channels
+    def __init__(self, channels: int, hidden: int, project: bool = True) -> None:
         layers = OrderedDict(
             norm=nn.BatchNorm2d(channels),
             fc1=nn.Conv2d(channels, hidden, 1),
@@ -137,7 +141,7 @@ class Interaction(Chain):
         self.project = project
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) → the same shape, or (B, ratio · channels, H, W) without ``project``."""
+        """(B, channels, H, W) → the same shape, or (B, hidden, H, W) without ``project``."""
         out = super().forward(x)
         return x + out if self.project else out
 
@@ -162,6 +166,8 @@ class Block(nn.Module):
     there is no difference.
     """
 
+    token_mixer_type: type[nn.Module] = TokenMixer
+
     def __init__(
         self,
         memory_channels: int,
@@ -174,9 +180,9 @@ class Block(nn.Module):
         super().__init__()
         channels = 4 * memory_channels
         self.memory_channels = memory_channels
-        self.token_mixer = TokenMixer(memory_channels, head_channels)
-        self.first_interaction = Interaction(3 * memory_channels, ratios[0])
-        self.second_interaction = Interaction(channels, ratios[1], project=not last)
+        self.token_mixer = self.token_mixer_type(memory_channels, head_channels)
+        self.first_interaction = Interaction(3 * memory_channels, ratios[0] * 3 * memory_channels)
+        self.second_interaction = Interaction(channels, ratios[1] * channels, project=not last)
         self.layer_scale = (
             None if last else LayerScale(channels, data_format="channels_first", scale=layer_scale_init_value)
         )
@@ -228,6 +234,7 @@ class CARE(PyramidBackbone):
         ),
     }
     arch_defaults = dict(head_channels=(None, None, 16, 32))
+    block_type: type[Block] = Block
     authors_names = (
         (r"^stem\.0\.", "stem.conv."),
         (r"^stem\.1\.", "stem.norm."),
@@ -291,7 +298,7 @@ class CARE(PyramidBackbone):
         for i in range(self.built_stages):
             last_stage = i == len(memory) - 1
             blocks = [
-                Block(
+                self.block_type(
                     memory[i], ratios[i], heads[i], rate, layer_scale_init_value, last_stage and j + 1 == len(rates[i])
                 )
                 for j, rate in enumerate(rates[i])

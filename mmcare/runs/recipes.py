@@ -101,7 +101,7 @@ def _finetune(cfg: Config, options: Mapping[str, Any], images: float) -> None:
 
 def _freeze(model: Config) -> None:
     backbone = model.get("backbone") or {}
-    if type_name(backbone) in ("CARE", "CASViT"):
+    if type_name(backbone) in ("CARE", "CAREAblation", "CASViT", "CASViTAblation"):
         # The stem and the first stage find edges and textures, which are alike in all pictures. The statistics of the
         # batch norms are from more pictures than a small batch has.
         backbone.update(frozen_stages=1, norm_eval=True)

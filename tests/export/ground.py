@@ -46,7 +46,6 @@ def write_ground(model, folder, sizes):
         (picture,) = draw_probe(number, (1, 3, height, width))
         cv2.imwrite(str(folder / f"pictures/{number}.png"), picture.transpose(1, 2, 0)[..., ::-1])
     data, evaluator = KINDS[model.task]
-    # MMEngine names its visualizer by the config and the second, and keeps the one that a name has.
     config = folder / f"ground_{model.config.stem}.py"
     text = dict(config=model.config, folder=folder, classes=tuple("01234"), data=data)
     config.write_text(GROUND.format(**text, evaluator=evaluator.format(folder=folder)))

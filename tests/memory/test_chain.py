@@ -165,8 +165,8 @@ def test_mixed_precision(family, norm_eval):
 @pytest.mark.parametrize(
     "layers",
     [
-        lambda: Interaction(4, 2),
-        lambda: Interaction(4, 2, project=False),
+        lambda: Interaction(4, 8),
+        lambda: Interaction(4, 8, project=False),
         lambda: Integration(4),
         lambda: MLP(4),
         lambda: AdditiveTokenMixer(4),
@@ -224,7 +224,7 @@ def test_only_wanted_gradients_are_computed():
         results = []
         for context in (torch.enable_grad, keep_everything):
             torch.manual_seed(0)
-            module = Interaction(4, 2).train()
+            module = Interaction(4, 8).train()
             module.norm.eval()
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name == wanted)
@@ -296,7 +296,7 @@ def test_compiles_without_a_break(family, settings):
 def test_hooks_are_called():
     """Hooks on a layer within a chain and global hooks, in both passes."""
     torch.manual_seed(0)
-    layers, seen = Interaction(4, 2).train(), []
+    layers, seen = Interaction(4, 8).train(), []
 
     def record(name):
         return lambda module, *_: seen.append((name, type(module).__name__))

@@ -185,6 +185,14 @@ def test_hooks_and_mixed_precision_of_the_config_stay(adapted, ground):
     assert "constructor" not in cfg.optim_wrapper
 
 
+def test_an_ablation_is_fine_tuned_as_its_network(adapted, ground):
+    for ablated in (dict(type="mmcare.CAREAblation", ablation="stacked"), dict(type="mmcare.CASViTAblation")):
+        cfg = Config.fromfile(ground / "retinanet.py")
+        cfg.model.backbone.update(ablated, frozen_stages=-1)
+        cfg.dump(ground / "ablated.py")
+        assert adapted("ablated.py").model.backbone.frozen_stages == 1
+
+
 def test_the_comparison_in_the_docs_gives_both_ways_as_many_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -213,7 +213,7 @@ def _start_from_scratch(model: Config) -> None:
     backbone = model.backbone
     if str(backbone.type).startswith("mmcare."):
         backbone.update(norm_eval=False, frozen_stages=-1, drop_path_rate=0.0)
-    if backbone.type == "mmcare.CARE":
+    if backbone.type in ("mmcare.CARE", "mmcare.CAREAblation"):
         backbone.layer_scale_init_value = 0.3  # from 1e-6, blocks need longer than this schedule to take effect
 
 
