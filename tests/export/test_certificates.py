@@ -19,9 +19,9 @@ from mmcare.runs import Evaluation, load_config
 from mmcare.runtime import open_file
 
 FILES = {
-    "retinanet": ("care", "dynamic.onnx", dict(dynamic=True)),
-    "mask_rcnn": ("casvit", "fixed.onnx", dict(shape=(128, 128), batch=2)),
-    "semantic_fpn": ("care", "dynamic.xml", dict(target="openvino", dynamic=True)),
+    "retinanet": ("care", "certified.onnx", dict(dynamic=True)),
+    "mask_rcnn": ("casvit", "certified.onnx", dict(shape=(128, 128), batch=2)),
+    "semantic_fpn": ("care", "certified.xml", dict(target="openvino", dynamic=True)),
 }
 """A file for each kind of result: its family, its name, and the options of its export."""
 
@@ -159,9 +159,9 @@ def test_the_sizes_of_a_fixed_file_and_its_masks(measured):
 
 def test_a_file_with_a_sidecar(measured):
     given = measured("semantic_fpn")
-    names = {path.name for path in given.file.parent.glob("dynamic.*")}
-    assert names == {"dynamic.bin", "dynamic.xml", "dynamic.xml.json"}
-    assert set(given.certificate.sha256) == {"dynamic.bin", "dynamic.xml"}
+    names = {path.name for path in given.file.parent.glob("certified.*")}
+    assert names == {"certified.bin", "certified.xml", "certified.xml.json"}
+    assert set(given.certificate.sha256) == {"certified.bin", "certified.xml"}
     assert set(given.certificate.measured.errors) == {"output", "scores"}
 
 

@@ -41,14 +41,11 @@ def test_an_image_without_detections_beside_one_with_some(exported, changed, run
     assert_same(found, samples, (64, 96))
 
 
-def test_all_candidates_of_pictures_smaller_than_the_padding(exported, changed, run, pictures):
+def test_all_candidates_of_pictures_smaller_than_the_padding(changed, run, pictures):
     images = pictures(2, 45, 33)
-    score = threshold_between(exported("care", "mask_rcnn").predict(images))
-    model = changed(
-        "mask_rcnn",
-        rpn=dict(nms_pre=-1, max_per_img=20, min_bbox_size=8),
-        rcnn=dict(score_thr=score, max_per_img=200, mask_thr_binary=0.3),
-    )
+    proposals = dict(nms_pre=-1, max_per_img=20, min_bbox_size=8)
+    score = threshold_between(changed("mask_rcnn", rpn=proposals).predict(images))
+    model = changed("mask_rcnn", rpn=proposals, rcnn=dict(score_thr=score, max_per_img=200, mask_thr_binary=0.3))
     path = model.export("all.onnx", dynamic=True, opset=21)
     assert onnx.load(path).opset_import[0].version == 21
     assert sorted(len(sample.pred_instances) > 0 for sample in model.predict(images)) == [False, True]

@@ -41,7 +41,7 @@ def test_it_is_the_json_that_the_documentation_describes():
         "channels": "RGB",
         "range": [0, 255],
     }
-    assert set(content["measured"]) == {"metric", "errors", "latency", "probe"}
+    assert set(content["measured"]) == {"metric", "errors", "latency", "probe", "note"}
 
 
 @pytest.mark.parametrize(
