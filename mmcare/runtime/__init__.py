@@ -31,6 +31,7 @@ _EXPORTS = {
     "draw_probe": "probe",
     "load_executorch": "executorch",
     "open_file": "opening",
+    "openvino_core": "openvino",
     "record_probe": "probe",
     "read_certificate": "certificate",
     "require": "verifying",
