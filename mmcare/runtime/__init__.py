@@ -10,6 +10,7 @@ from typing import Any
 _EXPORTS = {
     "Certificate": "certificate",
     "Check": "verifying",
+    "DETECTIONS": "probe",
     "ENDINGS": "sessions",
     "ExportedFile": "opening",
     "FileError": "errors",
