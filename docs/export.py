@@ -31,7 +31,7 @@ from mmcare.benchmark.timing import ceiling_product, product_flops
 from mmcare.export import TARGETS, check_options
 from mmcare.export.forms import FORMS
 from mmcare.export.preparation import prepare
-from mmcare.runtime import ENDINGS
+from mmcare.runtime import ENDINGS, openvino_core
 from mmcare.runtime.sessions import open_session
 
 CONFIGS = ("detection/retinanet_care_s1", "detection/retinanet_casvit_m")
@@ -109,13 +109,11 @@ def write(content: bytes | dict[str, bytes], stem: Path, ending: str) -> Path:
 
 def quantized(path: Path, side: int) -> dict[str, bytes]:
     """Return the content of an OpenVINO file with all blocks in int8, for ranges from squares of random colours."""
-    import openvino
-
     from mmcare.export.quantization.openvino_int8 import Trials
 
     colours = np.random.RandomState(1).rand(4, 1, 3, side // 32, side // 32).astype(np.float32) * 255
     pictures = [picture.repeat(32, 2).repeat(32, 3) for picture in colours]
-    return Trials(openvino.Core().read_model(path), pictures).content(())
+    return Trials(openvino_core().read_model(path), pictures).content(())
 
 
 def build(config: str) -> torch.nn.Module:

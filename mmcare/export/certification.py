@@ -21,6 +21,7 @@ from ..data import innermost_datasets, remove_pretrained, type_name
 from ..errors import UserError
 from ..runs import plain_config
 from ..runtime import (
+    DETECTIONS,
     Certificate,
     ExportedFile,
     Input,
@@ -277,7 +278,7 @@ def _run_and_keep(reference: Prepared, seen: list, images: np.ndarray) -> dict[s
 def _errors(content: dict[str, Any], wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the error of each output as :mod:`mmcare.runtime.probe` defines it, of all values instead of some."""
     errors = compare_probe(content, found)
-    for name in errors.keys() & wanted.keys() - {"dets", "labels", "masks", "mask_probs"}:
+    for name in errors.keys() & wanted.keys() - set(DETECTIONS):
         old, new = wanted[name], found[name]
         if old.dtype.kind == "f":
             errors[name] = float(np.abs(old - new).max() / max(np.abs(old).max(), 1e-12))
@@ -320,11 +321,10 @@ def compare_metrics(
     """
     own = evaluation(ExportedModel(file).test_step, "the file")
     pytorch = evaluation(_test_step(trained, file), "the trained model")
-    metric = None
+    metric, tolerance = None, METRIC_TOLERANCES[numbers]
     for name in pytorch | own:
         metric = Metric(name, evaluation.data, evaluation.images, pytorch.get(name, 0.0), own.get(name, 0.0))
         say(f"{name}: {metric.pytorch:.4f} trained, {metric.file:.4f} in the file")
-        tolerance = METRIC_TOLERANCES[numbers]
         loss = metric.pytorch - metric.file
         if (loss if numbers else abs(loss)) > tolerance + 1e-9:
             raise UserError(

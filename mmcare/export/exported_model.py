@@ -59,11 +59,10 @@ class ExportedModel(BaseModel):
         """
         images = [image.flip(0).float().numpy() for image in data["inputs"]]
         samples = data["data_samples"]
-        least = (self.file.certificate.thresholds.get("rcnn") or {}).get("mask_thr_binary", 0.5)
         for sample, image, outputs in zip(samples, images, self._run(images), strict=True):
             size = image.shape[1:]
             if self.file.certificate.task == "detection":
-                sample.pred_instances = _detections(outputs, size, sample, least)
+                sample.pred_instances = _detections(outputs, size, sample, self.file.certificate.mask_threshold)
             else:
                 labels = _label_map(outputs, size, sample.ori_shape[:2])
                 sample.set_data({"pred_sem_seg": PixelData(data=torch.from_numpy(labels[None]))})

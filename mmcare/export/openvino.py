@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import openvino
 
+from ..runtime import openvino_core
 from . import onnx
 from .preparation import Prepared
 
@@ -26,12 +27,12 @@ def convert(prepared: Prepared, opset: None) -> dict[str, bytes]:
 
 def read(content: bytes) -> openvino.Model:
     """Return OpenVINO's model of an ONNX file."""
-    return openvino.Core().read_model(content)
+    return openvino_core().read_model(content)
 
 
 def operators(content: Mapping[str, bytes]) -> dict[str, int]:
     """Return how often the graph has each operator."""
-    model = openvino.Core().read_model(content[".xml"], content[".bin"])
+    model = openvino_core().read_model(content[".xml"], content[".bin"])
     return dict(sorted(Counter(node.get_type_name() for node in model.get_ops()).items()))
 
 

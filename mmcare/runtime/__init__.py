@@ -10,6 +10,7 @@ from typing import Any
 _EXPORTS = {
     "Certificate": "certificate",
     "Check": "verifying",
+    "DETECTIONS": "probe",
     "ENDINGS": "sessions",
     "ExportedFile": "opening",
     "FileError": "errors",
@@ -31,6 +32,7 @@ _EXPORTS = {
     "draw_probe": "probe",
     "load_executorch": "executorch",
     "open_file": "opening",
+    "openvino_core": "openvino",
     "record_probe": "probe",
     "read_certificate": "certificate",
     "require": "verifying",

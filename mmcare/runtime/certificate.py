@@ -176,6 +176,11 @@ class Certificate:
     measured: Measured
     sha256: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def mask_threshold(self) -> float:
+        """The probability from which a pixel belongs to a mask."""
+        return (self.thresholds.get("rcnn") or {}).get("mask_thr_binary", 0.5)
+
     def to_json(self) -> str:
         """Return the certificate as JSON, with its hash.
 

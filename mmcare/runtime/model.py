@@ -128,8 +128,8 @@ class Model:
             label_map = _label_map(outputs["output"][0].astype(kind), outputs["scores"][0], prepared)
             none = np.zeros((0, 4), np.float32)
             return Result(**known, boxes=none, scores=none[:, 0], labels=none[:, 0].astype(int), label_map=label_map)
-        least = (certificate.thresholds.get("rcnn") or {}).get("mask_thr_binary", 0.5)
-        return Result(**known, **_detections({name: value[0] for name, value in outputs.items()}, prepared, least))
+        outputs = {name: value[0] for name, value in outputs.items()}
+        return Result(**known, **_detections(outputs, prepared, certificate.mask_threshold))
 
 
 def _detections(outputs: dict[str, np.ndarray], prepared: Prepared, least: float) -> dict[str, np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,17 @@ from .errors import FileError
 
 PRECISIONS = ("f32", "bf16", "f16")
 """OpenVINO's names. f32 is the default here; OpenVINO's own is bf16 where the processor has it."""
+
+
+@cache
+def openvino_core() -> openvino.Core:
+    """Return the one ``openvino.Core`` of the process, which is never destroyed.
+
+    OpenVINO gives the thread a stack for signal handlers while it has a ``Core``. If the lives of two overlap, the
+    thread keeps the stack of the first after that was freed. The next signal that Python handles, such as Ctrl-C or the
+    end of a child process, then ends the process with a segmentation fault (seen with OpenVINO 2026.4).
+    """
+    return openvino.Core()
 
 
 class Session:
@@ -23,7 +35,7 @@ class Session:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+            self._compiled = openvino_core().compile_model(path, "CPU", settings)
         except Exception as error:  # RuntimeError, and others from reading
             raise FileError(f"{path} cannot be opened by OpenVINO: {_reason(error)}") from None
         self._path = path

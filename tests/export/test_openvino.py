@@ -1,5 +1,7 @@
 """OpenVINO files against MMDetection's and MMSegmentation's own predictions."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +32,21 @@ def test_a_file_of_a_fixed_size_equals_the_model(exported, pictures):
     path = model.export("fixed.xml", target="openvino", shape=(90, 128), batch=2)
     images = pictures(2, 90, 128)
     assert_same(compute(path, images), model.predict(images), (90, 128))
+
+
+def test_signals_can_be_handled_after_files_were_closed(exported):
+    path = exported("casvit", "retinanet").export("signals.xml", target="openvino", part="backbone", shape=(64, 64))
+    code = (
+        "import faulthandler, os, signal, sys\n"
+        "faulthandler.enable()\n"  # has a stack of its own, which OpenVINO restores
+        "from mmcare.runtime import open_file\n"
+        "files = [open_file(path) for path in 2 * sys.argv[1:]]\n"
+        "del files[0], files[0]\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
 
 
 def test_a_precision_that_openvino_has_not_is_told(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import openvino
 
+from ...runtime import openvino_core
 from .. import onnx
 from ..openvino import ONNX_OPSET, read, serialize
 from ..preparation import INPUT, Prepared
@@ -142,7 +143,7 @@ def _last(model: openvino.Model, layers: Collection[str]) -> list[str]:
 
 
 def _request(model: openvino.Model) -> openvino.InferRequest:
-    return openvino.Core().compile_model(model, "CPU", _SETTINGS).create_infer_request()
+    return openvino_core().compile_model(model, "CPU", _SETTINGS).create_infer_request()
 
 
 @contextlib.contextmanager
