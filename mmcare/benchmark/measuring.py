@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.utils import ProgressBar
 
+from ..errors import UserError
 from .cases import Case
 from .exported import ExportedStep, ExportedSubject
 from .memory import report_out_of_memory
@@ -123,8 +124,15 @@ def _examine_all(cases: Sequence[Case], processes: Sequence[ProcessPoolExecutor]
 def _prepare(case: Case) -> None:
     with report_out_of_memory(case):
         _steps[case] = ExportedStep(case) if case.exported else Step(case, resolve(case.subject))
-    with report_out_of_memory(case):
-        _steps[case]()  # compiled forms compile here
+    try:
+        with report_out_of_memory(case):
+            _steps[case]()  # compiled forms compile here
+    except RuntimeError as error:
+        if not {"bf16", "fp16"} & set(case.form.split("+")):
+            raise
+        # Such as Swin, which adds a mask in float32.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{case} cannot be computed in that precision ({reason}): leave one of the two out") from error
 
 
 def _time(case: Case) -> float:

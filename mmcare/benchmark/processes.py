@@ -1,7 +1,8 @@
 """Separate processes for measurements, so that the allocations of one case do not affect the times of another.
 
-Each process is forked from a server that has imported everything but computed nothing, so that many fit into memory.
-They end when the benchmark ends, however it ends.
+For the CPU, each process is forked from a server that has imported everything but computed nothing, so that many fit
+into memory. CUDA cannot be used in a fork of a process that has looked for a GPU, which imports do. The processes end
+when the benchmark ends, however it ends.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def new_process(device: str) -> ProcessPoolExecutor:
     Args:
         device: the device it will compute on; on the CPU, allocations beyond the machine's free memory raise an error.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmcare.benchmark.measuring", "mmdet.models"])
+    context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
+    if device == "cpu":
+        context.set_forkserver_preload(["mmcare.benchmark.measuring", "mmdet.models"])
     return ProcessPoolExecutor(1, context, _initialize, (torch.get_num_threads(), device))
 
 

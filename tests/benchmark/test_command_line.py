@@ -58,6 +58,14 @@ def test_one_run_one_table(tool, tmp_path):
     assert "speed: relative to mobilenetv2 eager" in said.out
 
 
+def test_a_peer_that_cannot_be_computed_in_half_precision(tool):
+    status, said = tool("swin-t", "--forms", "bf16", "--shape", 64, "--repeats", 1, "--warmup", 0)
+    assert status == 2
+    said = said.err.splitlines()[-1]
+    assert said.startswith("error: swin-t (bf16) at 64×64 cannot be computed in that precision (")
+    assert said.endswith("): leave one of the two out")
+
+
 def test_two_runs_are_not_compared(tool, tmp_path, make_row):
     write_csv([make_row()], tmp_path / "plain.csv")
     write_csv([make_row(form="eager", run="two")], tmp_path / "eager.csv")

@@ -54,6 +54,11 @@ def test_processes_and_their_end(monkeypatch):
     assert not any(is_running(pid) for pid in found)
 
 
+def test_a_process_for_cuda_is_no_fork_of_one_that_has_looked_for_a_gpu():
+    with new_process("cuda") as process:
+        assert ask(process, "a case", os.getppid) == os.getpid()
+
+
 def test_a_killed_benchmark_leaves_no_process(tmp_path):
     code = """
 import os, time
