@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 from tabulate import tabulate
 
 from .errors import UserError
-from .without_torchvision import torchvision_or_stand_in
+from .importing_mmpretrain import mmpretrain_importable
 
 # The distribution of each import package with the tested version, as pinned in the requirements files.
 FAMILIES = {
@@ -183,7 +183,7 @@ def _bounds_problem(package: str) -> _Problem | None:
 
 def _import_problem(package: str) -> _Problem | None:
     try:
-        with torchvision_or_stand_in() if package == "mmpretrain" else nullcontext():
+        with mmpretrain_importable() if package == "mmpretrain" else nullcontext():
             for name in (package, *_PARTS.get(package, ())):
                 importlib.import_module(name)
     except Exception as error:  # a package with the wrong version may raise anything

@@ -13,8 +13,8 @@ from torch import nn
 
 import mmcare
 from mmcare import CAREHead, CASViTHead, UserError
+from mmcare.importing_mmpretrain import torchvision_or_stand_in
 from mmcare.stack import check_stack
-from mmcare.without_torchvision import torchvision_or_stand_in
 
 check_stack(["mmpretrain"])
 

@@ -236,18 +236,31 @@ def test_undeclared_dependency_of_mmseg(site):
     assert site.complaint("mmseg") == "mmseg cannot be imported without ftfy: run `pip install ftfy regex`"
 
 
+MMPRETRAIN = {
+    "mmpretrain": "",
+    "mmpretrain/utils": "",
+    "mmpretrain/utils/dependency": "WITH_MULTIMODAL = True",
+    "mmpretrain/models": "",
+    "mmpretrain/datasets": "",
+}
+
+
 def test_mmpretrain_may_be_without_torchvision(site):
-    modules = {
-        "mmpretrain": "",
-        "mmpretrain/models": "import torchvision.ops.boxes as boxes",
-        "mmpretrain/datasets": "",
-    }
+    modules = {**MMPRETRAIN, "mmpretrain/models": "import torchvision.ops.boxes as boxes"}
     site.install({**ORIGINAL, "mmpretrain": "1.2.0"}, {**MODULES, **modules})
     assert site.complaint("mmpretrain") == ""
 
 
+@pytest.mark.parametrize(("transformers", "multimodal"), [("4.57.0", True), ("5.17.0", False)])
+def test_mmpretrain_beside_transformers(site, transformers, multimodal):
+    check = f"from mmpretrain.utils.dependency import WITH_MULTIMODAL\nassert WITH_MULTIMODAL is {multimodal}"
+    distributions = {**ORIGINAL, "mmpretrain": "1.2.0", "transformers": transformers}
+    site.install(distributions, {**MODULES, **MMPRETRAIN, "mmpretrain/models": check})
+    assert site.complaint("mmpretrain") == ""
+
+
 def test_mmpretrain_lacks_a_dependency(site):
-    modules = {"mmpretrain": "", "mmpretrain/models": "", "mmpretrain/datasets": "import mat4py"}
+    modules = {**MMPRETRAIN, "mmpretrain/datasets": "import mat4py"}
     site.install({**ORIGINAL, "mmpretrain": "1.2.0"}, {**MODULES, **modules})
     assert site.complaint("mmpretrain") == (
         "mmpretrain cannot be imported without mat4py: run `pip install mmpretrain==1.2.0`"

@@ -1,7 +1,9 @@
-"""Importing MMPretrain where torchvision cannot be imported.
+"""Importing MMPretrain beside packages that it was not written for.
 
 MMPretrain imports torchvision without requiring it, for a few transforms and for boxes, which no classification config
 of mmcare uses. A torchvision for CUDA cannot be imported beside a torch for CPUs, and some machines have none.
+
+Where transformers is installed, MMPretrain imports its multi-modal models, too, which are written for transformers 4.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +20,23 @@ from .errors import UserError
 
 _MODULES = ("transforms", "transforms.functional", "transforms.transforms", "ops", "ops.boxes")
 _NAME = "torchvision"
+
+
+@contextmanager
+def mmpretrain_importable() -> Iterator[None]:
+    """Return a context in which MMPretrain can be imported: without what it cannot have, which then raises if used."""
+    with torchvision_or_stand_in():
+        if not _has_transformers_4():
+            # Otherwise set by the presence of any transformers.
+            import_module("mmpretrain.utils.dependency").WITH_MULTIMODAL = False
+        yield
+
+
+def _has_transformers_4() -> bool:
+    try:
+        return version("transformers").startswith("4.")
+    except PackageNotFoundError:
+        return False
 
 
 @contextmanager
