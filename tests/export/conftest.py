@@ -108,7 +108,9 @@ def _write_weights(config, checkpoint):
     spread = {"retina_cls": 0.05, "retina_reg": 0.1, "rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.3, "fc_reg": 0.3}
     for name, module in model.named_modules():
         if (deviation := spread.get(name.rpartition(".")[2])) is not None:
-            nn.init.normal_(module.weight, 0, deviation)
+            # In wide layers the scores would be so near to 0 and 1 that many are equal.
+            narrower = 1 if name.endswith("fc_cls") else 32 / module.weight.shape[1]
+            nn.init.normal_(module.weight, 0, deviation * narrower)
     if hasattr(model, "bbox_head"):
         nn.init.normal_(model.bbox_head.retina_cls.bias, -4, 0.5)
     head = model.decode_head if hasattr(model, "decode_head") else getattr(model, "bbox_head", None)
