@@ -9,16 +9,14 @@ Finished runs are kept in ``work_dirs/fine-tuning``: the same command goes on af
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
-from statistics import mean
 
-from mmengine.utils import ProgressBar
 from tabulate import tabulate
+from trainings import last, last_checkpoint, spread, train_all
 
 from mmcare.data.sample import OTHER_CLASSES, Recipe, overlay_sample, prepare
-from mmcare.runs import get_config, read_curves
+from mmcare.runs import get_config
 
 CONFIG = "detection/retinanet_care_s1"
 FOLDER = Path("work_dirs/fine-tuning")
@@ -37,18 +35,6 @@ def write_config() -> Path:
     path = FOLDER / "other.py"
     cfg.dump(path)
     return path
-
-
-def train(name: str, *args: object) -> Path:
-    """Run ``mmcare train`` unless the run of this name is complete; return its work folder."""
-    folder = FOLDER / name
-    if not (folder / "complete").exists():
-        resume = ["--resume"] if [*folder.glob("*.pth")] else []
-        command = [sys.executable, "-m", "mmcare", "train", *map(str, args), "--work-dir", str(folder), *resume]
-        with (FOLDER / f"{name}.log").open("a") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=True)
-        (folder / "complete").touch()
-    return folder
 
 
 def ways(detector: Path) -> dict[str, list[str]]:
@@ -78,25 +64,23 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     config = write_config()
     amp = sys.argv[1:]  # --amp, or nothing
-    progress = ProgressBar(1 + 2 * len(SEEDS), file=sys.stderr)
-    demo = train("demo", CONFIG, "--sample", *amp)
-    progress.update()
-    rows = []
-    for way, args in ways(Path((demo / "last_checkpoint").read_text())).items():
-        runs = []
-        for seed in SEEDS:
-            folder = train(f"{way.replace(' ', '-')}-{seed}", config, *amp, *args, f"randomness.seed={seed}")
-            curves = read_curves(folder)
-            assert max(curves.loss) == STEPS
-            runs.append(curves.metrics[max(curves.metrics)])
-            progress.update()
-        rows.append((way, *(_spread([run.get(score, 0.0) for run in runs]) for score in SCORES)))
+    demo = FOLDER / "demo"
+    train_all({demo: [CONFIG, "--sample", *amp]})
+    runs = {
+        way: {
+            FOLDER / f"{way.replace(' ', '-')}-{seed}": [str(config), *amp, *args, f"randomness.seed={seed}"]
+            for seed in SEEDS
+        }
+        for way, args in ways(last_checkpoint(demo)).items()
+    }
+    curves = train_all(dict(run for each in runs.values() for run in each.items()))
+    assert all(max(run.loss) == STEPS for run in curves.values())
+    rows = [
+        (way, *(spread([last(curves[folder], score) for folder in folders]) for score in SCORES))
+        for way, folders in runs.items()
+    ]
     print(f"\n{IMAGES} pictures, {STEPS} steps of {BATCH}, {len(SEEDS)} seeds: mean (lowest to highest)\n")
     print(tabulate(rows, ("", "mAP", "mAP at IoU 0.5"), tablefmt="github"))
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -36,10 +36,14 @@ def load_tool(name: str) -> ModuleType:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Return the module in a file with any name."""
+    """Return the module in a file with any name, which may import what is beside it."""
     spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}_{len(path.parts)}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

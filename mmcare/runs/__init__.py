@@ -6,7 +6,7 @@ Importing this package is cheap: torch and MMEngine are imported when a function
 from .comparing import config_difference, plain_config
 from .config_faults import explain_config_faults
 from .configs import DENSE_TASKS, dense_task_of, get_config, is_config, list_configs, load_config, task_of
-from .curves import draw_curves, read_curves, summarize
+from .curves import Curves, draw_curves, read_curves, summarize
 from .evaluating import Evaluation
 from .launchers import LAUNCHERS, is_first_process
 from .preflight import check_inputs, missing_inputs
@@ -15,6 +15,7 @@ from .runner import build_dataset, build_runner, check_checkpoint
 from .tracking import TRACKERS, track
 
 __all__ = [
+    "Curves",
     "DENSE_TASKS",
     "Evaluation",
     "LAUNCHERS",
