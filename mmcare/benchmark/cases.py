@@ -57,7 +57,7 @@ def plan(
 
     Args:
         subjects, forms: each subject is measured in each form; the plain and reparameterized forms are for mmcare's
-            models only. Exported files have one of their own.
+            models only. Exported files have one of their own; OpenVINO computes them in ``bf16``, too.
         batch: images in a batch.
         shapes: heights and widths of the images; empty for each subject's usual shape.
         device: ``"cpu"`` or ``"cuda"``.
@@ -70,7 +70,7 @@ def plan(
     cases = []
     for subject in subjects:
         if not isinstance(subject, Subject):
-            cases += subject.plan(batch, shapes, device, training)
+            cases += subject.plan(forms, batch, shapes, device, training)
             continue
         own = [form for form in steps if subject.is_ours or not {"plain", "reparameterized"} & steps[form]]
         if not own:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from .timing import Findings
 
 PARTS = {"model": "model", "network": "whole", "backbone": "backbone"}
 """The part of a row by the part of a model in a file; the whole of a subject in PyTorch has no decoding."""
+PRECISIONS = {"openvino": ("bf16",)}
+"""The forms in which a file in float32 is measured, too, by its format: its runtime computes it in them."""
 
 
 class ExportedSubject:
@@ -59,8 +62,10 @@ class ExportedSubject:
         """Return the parameters and the MACs for one image, without those of decoding; None if they are not known."""
         return self.network.cost("whole" if part == "model" else part, height, width) if self.network else (None, None)
 
-    def plan(self, batch: int, shapes: Sequence[tuple[int, int]], device: str, training: bool) -> list[Case]:
-        """Return the cases of the file.
+    def plan(
+        self, forms: Iterable[str], batch: int, shapes: Sequence[tuple[int, int]], device: str, training: bool
+    ) -> list[Case]:
+        """Return the cases of the file: in its own form, and in those of the given ones that its runtime computes.
 
         Raises:
             UserError: it does not take such images, or is not measured so.
@@ -78,7 +83,12 @@ class ExportedSubject:
                     f"{self.name} takes images of {size[0]}×{size[1]} only, not of {shape[0]}×{shape[1]}: give them "
                     "with --shape"
                 )
-        return [Case(self.name, self.part, self.form, batch, shape, device, False, True) for shape in shapes or [usual]]
+        own = [self.form, *(f"{self.form} {each}" for each in PRECISIONS.get(self.form, ()) if each in forms)]
+        return [
+            Case(self.name, self.part, form, batch, shape, device, False, True)
+            for shape in shapes or [usual]
+            for form in own
+        ]
 
 
 class ExportedStep:
@@ -90,7 +100,9 @@ class ExportedStep:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.file: ExportedFile = open_file(case.subject, torch.get_num_threads())
+        _, _, last = case.form.rpartition(" ")
+        precision = last if last in chain.from_iterable(PRECISIONS.values()) else None
+        self.file: ExportedFile = open_file(case.subject, torch.get_num_threads(), precision)
         self.images = draw_probe(0, (case.batch, 3, *case.shape))
         self._peak = resident_peak(self)  # of the first call, as runtimes keep the memory for the next ones
 

@@ -52,6 +52,17 @@ def test_a_file_is_a_row_beside_the_plain_form_of_its_network(tool, exported, tm
     assert printed.split()[-1] == f"{plain.median / file.median:.2f}×"
 
 
+def test_openvino_computes_a_file_in_bf16_too(tool, exported, tmp_path):
+    checkpoint, out = exported.folder / "detector.pth", tmp_path / "rows.csv"
+    export("detector.py", checkpoint, exported.folder / "a.xml", target="openvino", part="backbone", shape=(64, 64))
+    options = ["--forms", "plain", "bf16", "--shape", 64, "--threads", 1, "--repeats", 1, "--warmup", 0, "--out", out]
+    status, said = tool("a.xml", "a.onnx", *options)
+    assert status == 0, said.err
+    differences = {(row.subject, row.form): row.difference for row in read_csv(out)}
+    assert list(differences) == [("a.xml", "openvino"), ("a.xml", "openvino bf16"), ("a.onnx", "onnx")]
+    assert differences["a.xml", "openvino"] < 1e-4 < differences["a.xml", "openvino bf16"] < 0.05
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
