@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import relative_error
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -26,14 +26,14 @@ heads = pytest.mark.parametrize("head", [CAREHead, CASViTHead])
 
 
 def classifier(family, arch, num_classes=1000, **arguments):
-    return MODELS.build(
-        dict(
-            type="mmpretrain.ImageClassifier",
-            backbone=dict(type=f"mmcare.{family}", arch=arch, out_indices=(3,)),
-            head=dict(type=f"mmcare.{family}Head", num_classes=num_classes, in_channels=WIDTHS[family, arch]),
-            **arguments,
-        )
+    model = dict(
+        type="ImageClassifier",
+        backbone=dict(type=f"mmcare.{family}", arch=arch, out_indices=(3,)),
+        head=dict(type=f"mmcare.{family}Head", num_classes=num_classes, in_channels=WIDTHS[family, arch]),
+        **arguments,
     )
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        return MODELS.build(model)
 
 
 def write_authors(path, family, arch):
