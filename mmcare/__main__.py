@@ -16,7 +16,7 @@ from .runs import list_configs
 from .version import __version__
 
 COMMANDS = {
-    "train": ("train", "train a detector or a segmentor, or continue a training"),
+    "train": ("train", "train a detector, a segmentor or a classifier, or continue a training"),
     "test": ("test", "evaluate a trained model, write or draw its predictions"),
     "predict": ("predict", "predict pictures and videos, draw and write what is found"),
     "curves": ("analyze_logs", "plot a training's loss and metrics"),
