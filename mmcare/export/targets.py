@@ -121,7 +121,7 @@ TARGETS = {
         ("litert_torch",),
         opsets=None,
         opset=None,
-        form="folded",
+        form="fast-whole",
         detection_operators=False,
         dynamic=False,
     ),
