@@ -28,7 +28,8 @@ class _Mended(TorchFunctionMode):
     """Computes in other operations what litert-torch 0.10 does not convert exactly.
 
     A nearest-neighbour enlargement by a factor that is not whole takes other pixels than torch. A batch of one matrix
-    product becomes a fully connected layer, which in places has its sides exchanged.
+    product becomes a fully connected layer, which in places has its sides exchanged. Attention with one head is such a
+    batch of four dimensions, for which the product of two matrices cannot be converted either.
     """
 
     def __torch_function__(
@@ -40,6 +41,8 @@ class _Mended(TorchFunctionMode):
         if func in PRODUCTS and len(args) == 2:
             left, right = args
             if left.dim() == right.dim() > 2 and left.shape[:-2].numel() == right.shape[:-2].numel() == 1:
+                if left.dim() > 3:
+                    return torch.cat((left, left)).matmul(torch.cat((right, right)))[:1]
                 product = left.reshape(left.shape[-2:]).mm(right.reshape(right.shape[-2:]))
                 return product.reshape(*left.shape[:-1], right.shape[-1])
         return func(*args, **kwargs)

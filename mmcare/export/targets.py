@@ -121,7 +121,7 @@ TARGETS = {
         ("litert_torch",),
         opsets=None,
         opset=None,
-        form="fast-whole",
+        form="folded",
         detection_operators=False,
         dynamic=False,
     ),
