@@ -25,9 +25,12 @@ BACKBONES = {
 HEADS = {
     "retinanet": (
         "detection",
-        "neck=dict(in_channels={widths}, out_channels=32),"
-        "bbox_head=dict(num_classes=5, in_channels=32, feat_channels=32, stacked_convs=1),"
-        "test_cfg=dict(nms_pre=200, max_per_img=150),",
+        "neck=dict(in_channels={widths}, out_channels=32, num_outs=4),"
+        "bbox_head=dict("
+        "    num_classes=5, in_channels=32, feat_channels=32, stacked_convs=1,"
+        "    anchor_generator=dict(strides=[8, 16, 32, 64]),"
+        "),"
+        "test_cfg=dict(nms_pre=80, max_per_img=150),",
     ),
     "mask_rcnn": (
         "detection",
@@ -39,7 +42,7 @@ HEADS = {
         "    mask_roi_extractor=dict(out_channels=32),"
         "    mask_head=dict(in_channels=32, conv_out_channels=32, num_convs=1, num_classes=5),"
         "),"
-        "test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=130), rcnn=dict(max_per_img=30)),",
+        "test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=130), rcnn=dict(max_per_img=12)),",
     ),
     "semantic_fpn": (
         "segmentation",

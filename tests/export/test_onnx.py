@@ -57,11 +57,3 @@ def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(export
         assert_same(run(path, images), model.predict(images), (height, width))
     sizes = [size.dim_param or size.dim_value for size in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
     assert sizes == ["batch", 3, "height", "width"]
-
-
-@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn", "semantic_fpn", "upernet"])
-def test_a_file_of_a_fixed_size_equals_the_model(exported, run, pictures, head):
-    model = exported("casvit", head)
-    path = model.export("fixed.onnx", shape=(90, 128), batch=2)
-    images = pictures(2, 90, 128)
-    assert_same(run(path, images), model.predict(images), (90, 128))

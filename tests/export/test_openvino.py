@@ -27,13 +27,6 @@ def test_a_dynamic_file_equals_the_model_at_any_size_and_number_of_images(export
         assert_same(compute(path, images), model.predict(images), (height, width))
 
 
-def test_a_file_of_a_fixed_size_equals_the_model(exported, pictures):
-    model = exported("casvit", "retinanet")
-    path = model.export("fixed.xml", target="openvino", shape=(90, 128), batch=2)
-    images = pictures(2, 90, 128)
-    assert_same(compute(path, images), model.predict(images), (90, 128))
-
-
 def test_signals_can_be_handled_after_files_were_closed(exported):
     path = exported("casvit", "retinanet").export("signals.xml", target="openvino", part="backbone", shape=(64, 64))
     code = (

@@ -1,45 +1,69 @@
-"""One set of images through PyTorch's forms and every runtime: one table, one tolerance.
-
-tests/fast/test_compile.py has the compiled form, as compiling takes as long as all of this.
-"""
+"""One set of images through the mm packages, PyTorch's forms and every runtime: one table, one tolerance."""
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
+from conftest import BACKBONES, HEADS
+from test_onnx import assert_same
 
 from mmcare.export import TARGETS
 from mmcare.export.certification import run
+from mmcare.export.forms import backbones
 from mmcare.export.preparation import prepare
 from mmcare.runtime import ENDINGS, compare_probe, draw_probe, open_file, record_probe
 
-SHAPE = (1, 3, 64, 96)
+SHAPES = {"care": (1, 3, 64, 96), "casvit": (2, 3, 90, 128)}
+"""Of the images of each family: once several, which are padded and whose maps have odd sides."""
 TOLERANCE = 2e-4
 """Of scores, of corners as a share of the longer side, of probabilities, and of pixels of masks and label maps."""
-MODELS = {"retinanet": "care", "mask_rcnn": "casvit", "semantic_fpn": "casvit", "upernet": "care"}
-"""The family of a model with each head."""
-TARGETS_THAT_RUN = [name for name, target in TARGETS.items() if target.ending in ENDINGS]
+SLOW = ("executorch", "litert")
+"""Targets to which a model is converted in about a minute."""
+WITH_SLOW = {("care", "retinanet"), ("casvit", "mask_rcnn"), ("casvit", "semantic_fpn"), ("care", "upernet")}
+"""Families and heads that are converted to these, too: each head once."""
+RUNNING = [name for name, target in TARGETS.items() if target.ending in ENDINGS]
 
 
-def in_pytorch(model, form):
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    yield
+    torch.compiler.reset()
+
+
+def in_pytorch(model, shape, form, compiled=False):
     """Return a function from images to the outputs by name, in a form of the backbone."""
-    prepared = prepare(copy.deepcopy(model.model), model.task, form=form, shape=SHAPE[2:])
+    prepared = prepare(copy.deepcopy(model.model), model.task, form=form, shape=shape[2:])
+    if compiled:
+        for backbone in backbones(prepared.module):
+            backbone.compile(fullgraph=True)
     return partial(run, prepared)
 
 
-def in_runtime(model, target):
-    path = model.export(f"agree{TARGETS[target].ending}", target=target, shape=SHAPE[2:])
-    return open_file(path, threads=1).run
+def in_runtime(model, shape, target):
+    batch, _, *size = shape
+    path = model.export(f"agree{TARGETS[target].ending}", target=target, shape=tuple(size), batch=batch)
+    file = open_file(path, threads=1)
+    assert file.takes == (batch, *size)
+    return file.run
 
 
-@pytest.mark.parametrize("head", MODELS)
-def test_all_runtimes_agree(exported, head):
-    model = exported(MODELS[head], head)
-    eager = record_probe(in_pytorch(model, "plain"), SHAPE, floor=0.05, seeds=(0, 1))
-    assert eager["detections"] is None or all(len(picture["scores"]) > 5 for picture in eager["detections"])
-    runs = {"fast": in_pytorch(model, "fast"), **{name: in_runtime(model, name) for name in TARGETS_THAT_RUN}}
-    images = draw_probe(eager["seed"], SHAPE)
-    table = {name: compare_probe(eager, compute(images)) for name, compute in runs.items()}
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", BACKBONES)
+def test_all_agree(exported, family, head):
+    model, shape = exported(family, head), SHAPES[family]
+    eager = in_pytorch(model, shape, "plain")
+    wanted = record_probe(eager, shape, floor=0.05, seeds=(0, 1))
+    assert wanted["detections"] is None or all(len(picture["scores"]) > 5 for picture in wanted["detections"])
+    images = draw_probe(wanted["seed"], shape)
+    outputs = {name: torch.from_numpy(value) for name, value in eager(images).items()}
+    assert_same(SimpleNamespace(**outputs, names=list(outputs)), model.predict(torch.from_numpy(images)), shape[2:])
+    runs = {"fast": in_pytorch(model, shape, "fast"), "compiled": in_pytorch(model, shape, "fast", compiled=True)}
+    for target in RUNNING:
+        if target not in SLOW or (family, head) in WITH_SLOW:
+            runs[target] = in_runtime(model, shape, target)
+    table = {name: compare_probe(wanted, compute(images)) for name, compute in runs.items()}
     print(*(f"{name:12} {errors}" for name, errors in table.items()), sep="\n")
     far = {name: errors for name, errors in table.items() if max(errors.values()) > TOLERANCE}
     assert not far
