@@ -22,12 +22,13 @@ class Case:
     Attributes:
         subject: name of the subject; see :func:`~mmcare.benchmark.subjects.resolve`.
         part: ``"whole"`` or ``"backbone"``; of an exported file also ``"model"``, the whole with its decoding.
-        form: see :data:`~mmcare.benchmark.forms.STEPS`; of an exported file its format.
+        form: see :data:`~mmcare.benchmark.forms.STEPS`; of an exported file its format, with its numbers.
         batch: images in a batch.
         shape: height and width of the images.
         device: ``"cpu"`` or ``"cuda"``.
         training: include a backward pass.
         exported: whether the subject is an exported file.
+        precision: in which its runtime computes it; None for that of the file.
     """
 
     subject: str
@@ -38,6 +39,7 @@ class Case:
     device: str
     training: bool
     exported: bool = False
+    precision: str | None = None
 
     def __str__(self) -> str:
         within = is_config(self.subject) or is_config(self.subject.rpartition("@")[0])

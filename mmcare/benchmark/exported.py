@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -83,11 +82,21 @@ class ExportedSubject:
                     f"{self.name} takes images of {size[0]}×{size[1]} only, not of {shape[0]}×{shape[1]}: give them "
                     "with --shape"
                 )
-        own = [self.form, *(f"{self.form} {each}" for each in PRECISIONS.get(self.form, ()) if each in forms)]
+        precisions = [None, *(each for each in PRECISIONS.get(self.form, ()) if each in forms)]
         return [
-            Case(self.name, self.part, form, batch, shape, device, False, True)
+            Case(
+                self.name,
+                self.part,
+                f"{self.form} {precision}" if precision else self.form,
+                batch,
+                shape,
+                device,
+                training=False,
+                exported=True,
+                precision=precision,
+            )
             for shape in shapes or [usual]
-            for form in own
+            for precision in precisions
         ]
 
 
@@ -100,9 +109,7 @@ class ExportedStep:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        _, _, last = case.form.rpartition(" ")
-        precision = last if last in chain.from_iterable(PRECISIONS.values()) else None
-        self.file: ExportedFile = open_file(case.subject, torch.get_num_threads(), precision)
+        self.file: ExportedFile = open_file(case.subject, torch.get_num_threads(), case.precision)
         self.images = draw_probe(0, (case.batch, 3, *case.shape))
         self._peak = resident_peak(self)  # of the first call, as runtimes keep the memory for the next ones
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
 from itertools import islice
@@ -253,20 +253,20 @@ def compare(
     probes = []
     largest: dict[str, float] = {}
     kinds = {output.name: np.dtype(output.dtype).kind for output in file.certificate.outputs}
+    allowed = {name: _tolerance(name, kind, None, 0.0) for name, kind in kinds.items()}
     for each in shapes:
-        allowed = {name: _tolerance(name, kind, None, 0.0) for name, kind in kinds.items()}
-        seen = dict(islice(_decided(reference, each, floor, allowed), PICTURES))
+        seen = list(islice(_decided(reference, each, floor, allowed), PICTURES))
         if not seen:
             raise UserError(
                 "the trained model finds something else in drawn pictures when they change by less than rounding does, "
                 "so the file cannot be compared with it and was not written: train the model, or train it longer"
             )
-        for images, wanted in seen.values():
-            content = record_probe(lambda _, wanted=wanted: wanted, each, floor, seeds=(0,))
-            for name, error in _errors(content, wanted, file.run(images)).items():
+        for picture in seen:
+            for name, error in _errors(picture.probe, picture.wanted, file.run(picture.images)).items():
                 largest[name] = max(largest.get(name, 0.0), error)
-        outputs = iter([wanted for _, wanted in seen.values()])
-        probes.append(record_probe(lambda _, outputs=outputs: next(outputs), each, floor, tuple(seen)))
+        outputs = iter([picture.wanted for picture in seen])
+        seeds = [picture.seed for picture in seen]
+        probes.append(record_probe(lambda _, outputs=outputs: next(outputs), each, floor, seeds))
     errors = {
         name: OutputError(error, _tolerance(name, kinds[name], numbers, error)) for name, error in largest.items()
     }
@@ -279,28 +279,40 @@ def compare(
     return errors, probes[0]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Drawn pictures, and what the trained model returns for them, whole and reduced."""
+
+    seed: int
+    images: np.ndarray
+    wanted: dict[str, np.ndarray]
+    probe: dict[str, Any]
+
+
 def _decided(
     reference: Prepared, shape: tuple[int, ...], floor: float, allowed: Mapping[str, float]
-) -> Iterator[tuple[int, tuple[np.ndarray, dict[str, np.ndarray]]]]:
-    """Yield the seeds of drawn pictures with the pictures and the model's outputs.
+) -> Iterator[_Drawn]:
+    """Yield drawn pictures with the model's outputs.
 
-    Pictures are left out in which rounding decides, such as of two boxes that overlap just as much as suppression
-    allows: no two runtimes agree on these.
+    Pictures are left out in which rounding decides what a detector finds, such as of two boxes that overlap just as
+    much as suppression allows: no two runtimes agree on these.
     """
     for seed in range(4 * PICTURES):
         images = draw_probe(seed, shape)
         wanted = run(reference, images)
-        content = record_probe(lambda _, wanted=wanted: wanted, shape, floor, seeds=(seed,))
-        noise = np.random.RandomState(seed).standard_normal((NUDGES, *shape)).astype(np.float32)
-        nudged = (run(reference, images + NUDGE * each) for each in noise)
-        errors = (_errors(content, wanted, outputs) for outputs in nudged)
-        if all(error <= allowed[name] for found in errors for name, error in found.items()):
-            yield seed, (images, wanted)
+        probe = record_probe(lambda _, wanted=wanted: wanted, shape, floor, seeds=(seed,))
+        if probe["detections"] is not None:
+            noise = np.random.RandomState(seed).standard_normal((NUDGES, *shape)).astype(np.float32)
+            nudged = (run(reference, images + NUDGE * each) for each in noise)
+            errors = (_errors(probe, wanted, outputs) for outputs in nudged)
+            if not all(error <= allowed[name] for found in errors for name, error in found.items()):
+                continue
+        yield _Drawn(seed, images, wanted, probe)
 
 
-def _errors(content: dict[str, Any], wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
+def _errors(probe: dict[str, Any], wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the error of each output as :mod:`mmcare.runtime.probe` defines it, of all values instead of some."""
-    errors = compare_probe(content, found)
+    errors = compare_probe(probe, found)
     for name in errors.keys() & wanted.keys() - set(DETECTIONS):
         old, new = wanted[name], found[name]
         if old.dtype.kind == "f":

@@ -195,12 +195,12 @@ def undecided(exported, monkeypatch, tmp_path):
                 number for number in range(pictures) if abs(images - draw_probe(number, images.shape)).max() < 0.01
             ]
             if drawn and (images != draw_probe(drawn[0], images.shape)).any():
-                outputs["c3"] = outputs["c3"] + 0.01 * abs(outputs["c3"]).max()
+                outputs["dets"] = outputs["dets"] + 0.01 * (outputs["labels"] >= 0)[..., None]
             return outputs
 
         certification_run = certification.run
         monkeypatch.setattr(certification, "run", run)
-        return exported("care", "retinanet").export(tmp_path / "new.onnx", part="backbone", shape=(64, 64))
+        return exported("care", "retinanet").export(tmp_path / "new.onnx", shape=(64, 64))
 
     return undecided
 
