@@ -1,5 +1,6 @@
 """ExecuTorch files; test_runtimes_agree.py compares them with the model."""
 
+import copy
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers import relative_error
 from mmcare import runtime
 from mmcare.errors import UserError
 from mmcare.export import SlowerWarning
+from mmcare.export.preparation import prepare
 
 SHAPE = (64, 96)
 
@@ -51,28 +53,26 @@ def test_a_file_prints_nothing_when_it_runs(file, capfd):
 
 
 def test_int8_convolutions_are_near_those_of_the_model(exported, pictures, tmp_path):
-    model = exported("casvit", "semantic_fpn")
+    model = exported("casvit", "retinanet")  # whose head has the same weights for all levels
     for number in range(3):
         picture = pictures(number + 1, *SHAPE)[number].permute(1, 2, 0).numpy()
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SlowerWarning)
         path = model.export(
-            "int8.pte", target="executorch", part="backbone", shape=SHAPE, quantize="int8", calibration=tmp_path
+            "int8.pte", target="executorch", part="network", shape=SHAPE, quantize="int8", calibration=tmp_path
         )
     file = runtime.open_file(path, threads=1)
     images = pictures(1, *SHAPE)
     found = file.run(images.numpy().astype(np.float32))
-    mean, std = (torch.tensor(values)[:, None, None] for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    network = prepare(copy.deepcopy(model.model), model.task, part="network", shape=SHAPE)
     with torch.no_grad():
-        maps = model.model.backbone((images - mean) / std)
-    errors = [
-        relative_error(torch.from_numpy(value), wanted) for value, wanted in zip(found.values(), maps, strict=True)
-    ]
-    assert 1e-3 < max(errors) < 0.05
+        maps = dict(zip(network.outputs, network.module(images.float()), strict=True))
+    errors = [relative_error(torch.from_numpy(value), maps[name]) for name, value in found.items()]
+    assert 1e-3 < max(errors) < 0.2  # of random boxes
     record = file.certificate.quantization
     assert record["kind"] == "int8" and record["batches"] == 3
-    assert "backbone.stages.2.blocks.0" in record["sensitivity"]
+    assert {"backbone.stages.2.blocks.0", "bbox_head.cls_convs"} <= record["sensitivity"].keys()
 
 
 def test_a_damaged_file_is_refused(file, tmp_path):

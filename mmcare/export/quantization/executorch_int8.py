@@ -65,8 +65,7 @@ class Trials:
         self._prepared = prepared
         self._pictures = [torch.from_numpy(picture) for picture in pictures]
         self._program = capture(prepared)
-        graph = self._program.module(check_guards=False).graph
-        dense = {node: group for node in graph.nodes if (group := group_of(_dense_weight(node)))}
+        dense = {node: group for node in self._module().graph.nodes if (group := group_of(_dense_weight(node)))}
         last = _last(dense)
         self._layers = {_dense_weight(node): group for node, group in dense.items() if node not in last}
         self._maps = {_dense_weight(node) for node in last}
@@ -105,6 +104,22 @@ class Trials:
             module = convert_pt2e(self._calibrate(floats))
             return lower(torch.export.export(module, (self._prepared.images,), strict=False))
 
+    def _module(self) -> fx.GraphModule:
+        """Return the graph, in which each convolution reads its weights in a node of its own.
+
+        Of convolutions that share one, as those of a head for several levels do, XNNPACK's quantizer takes the first.
+        """
+        module = self._program.module(check_guards=False)
+        for node in filter(_is_conv, list(module.graph.nodes)):
+            for place, value in enumerate(node.args[1:3], start=1):
+                if isinstance(value, fx.Node) and len(value.users) > 1:
+                    with module.graph.inserting_before(node):
+                        own = module.graph.get_attr(value.target)
+                    own.meta = dict(value.meta)
+                    node.update_arg(place, own)
+        module.recompile()
+        return module
+
     def _calibrate(self, floats: Collection[str]) -> fx.GraphModule:
         """Return the graph with observers that have seen the pictures, for all blocks but some."""
         small = self._small(floats)
@@ -112,7 +127,7 @@ class Trials:
         quantizer.set_operator_type(aten.conv2d.default, get_symmetric_quantization_config(is_per_channel=True))
         quantizer.set_filter_function(lambda node: not _is_conv(node) or _dense_weight(node) in small)
         with torch.no_grad(), quiet():
-            observed = prepare_pt2e(self._program.module(check_guards=False), quantizer)
+            observed = prepare_pt2e(self._module(), quantizer)
             for batch in self._pictures:
                 observed(batch)
         return observed
