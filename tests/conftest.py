@@ -1,3 +1,4 @@
+import gc
 import logging
 import sys
 from collections import OrderedDict
@@ -8,6 +9,8 @@ import torch
 from helpers import load_tool
 
 torch.manual_seed(0)
+# Converters make millions of objects that stay, and would be searched for cycles again and again.
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture
