@@ -41,7 +41,7 @@ class _Mended(TorchFunctionMode):
         if func in PRODUCTS and len(args) == 2:
             left, right = args
             if left.dim() == right.dim() > 2 and left.shape[:-2].numel() == right.shape[:-2].numel() == 1:
-                if left.dim() > 3:
+                if left.dim() > 3:  # a batch of two, of which one is kept
                     return torch.cat((left, left)).matmul(torch.cat((right, right)))[:1]
                 product = left.reshape(left.shape[-2:]).mm(right.reshape(right.shape[-2:]))
                 return product.reshape(*left.shape[:-1], right.shape[-1])

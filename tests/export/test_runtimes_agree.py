@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONES, HEADS
 from test_onnx import assert_same
 
 from mmcare.export import TARGETS
@@ -15,6 +14,7 @@ from mmcare.export.forms import backbones
 from mmcare.export.preparation import prepare
 from mmcare.runtime import ENDINGS, compare_probe, draw_probe, open_file, record_probe
 
+HEADS = ("retinanet", "mask_rcnn", "semantic_fpn", "upernet")
 SHAPES = {"care": (1, 3, 64, 96), "casvit": (2, 3, 90, 128)}
 """Of the images of each family: once several, which are padded and whose maps have odd sides."""
 TOLERANCE = 2e-4
@@ -50,7 +50,7 @@ def in_runtime(model, shape, target):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", SHAPES)
 def test_all_agree(exported, family, head):
     model, shape = exported(family, head), SHAPES[family]
     eager = in_pytorch(model, shape, "plain")
