@@ -68,8 +68,9 @@ def test_int8_convolutions_are_near_those_of_the_model(exported, pictures, tmp_p
     network = prepare(copy.deepcopy(model.model), model.task, part="network", shape=SHAPE)
     with torch.no_grad():
         maps = dict(zip(network.outputs, network.module(images.float()), strict=True))
-    errors = [relative_error(torch.from_numpy(value), maps[name]) for name, value in found.items()]
-    assert 1e-3 < max(errors) < 0.2  # of random boxes
+    errors = {name: relative_error(torch.from_numpy(value), maps[name]) for name, value in found.items()}
+    assert 1e-3 < max(error for name, error in errors.items() if name.startswith("cls_score")) < 0.05
+    assert max(errors.values()) < 0.2  # the untrained boxes are near zero
     record = file.certificate.quantization
     assert record["kind"] == "int8" and record["batches"] == 3
     assert {"backbone.stages.2.blocks.0", "bbox_head.cls_convs"} <= record["sensitivity"].keys()
