@@ -7,8 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers import load_tool
+from hypothesis import settings
 
 torch.manual_seed(0)
+settings.register_profile("repeatable", derandomize=True)  # the same examples in each run
+settings.load_profile("repeatable")
 # Converters make millions of objects that stay, and would be searched for cycles again and again.
 gc.set_threshold(50_000, 20, 20)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..fast import InParts, fold_norms, reparameterize
+from ..fast import InParts, compute_apart, fold_norms, reparameterize
 from ..models import PyramidBackbone
 
 
@@ -38,8 +38,9 @@ def _contiguous(model: nn.Module) -> nn.Module:
 FORMS = {
     "plain": (),
     "folded": (_fold,),
+    "folded-apart": (_fold, compute_apart),
     "fast": (reparameterize,),
-    "fast-whole": (reparameterize, _in_one_part),
+    "fast-whole": (reparameterize, _in_one_part, compute_apart),
     "fast-contiguous": (reparameterize, _in_one_part, _contiguous),
 }
 """The steps from a trained model to each form."""

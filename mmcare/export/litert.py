@@ -25,11 +25,12 @@ PRODUCTS = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul_
 
 
 class _Mended(TorchFunctionMode):
-    """Computes in other operations what litert-torch 0.10 does not convert exactly.
+    """Computes in other operations what litert-torch 0.10 does not convert exactly, or not to what XNNPACK has.
 
     A nearest-neighbour enlargement by a factor that is not whole takes other pixels than torch. A batch of one matrix
     product becomes a fully connected layer, which in places has its sides exchanged. Attention with one head is such a
-    batch of four dimensions, for which the product of two matrices cannot be converted either.
+    batch of four dimensions, for which the product of two matrices cannot be converted either. ELU becomes a choice
+    between two results, which splits XNNPACK's program in two.
     """
 
     def __torch_function__(
@@ -38,6 +39,8 @@ class _Mended(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.interpolate and kwargs.get("mode") == "nearest" and kwargs.get("size"):
             return _nearest(args[0], kwargs["size"])
+        if func is F.elu and kwargs.get("alpha") == 1:
+            return torch.relu(args[0]) + torch.exp(-torch.relu(-args[0])) - 1
         if func in PRODUCTS and len(args) == 2:
             left, right = args
             if left.dim() == right.dim() > 2 and left.shape[:-2].numel() == right.shape[:-2].numel() == 1:

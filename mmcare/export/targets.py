@@ -80,7 +80,7 @@ TARGETS = {
         ("onnx", "onnxscript"),
         opsets=(18, 21),
         opset=20,
-        form="folded",
+        form="folded-apart",
         quantizers={
             "fp16": Quantizer("mmcare.export.quantization.half", calibrated=False),
             "int8": Quantizer("mmcare.export.quantization.onnx_int8", calibrated=True, needs=("onnxruntime",)),
@@ -107,7 +107,7 @@ TARGETS = {
         ("executorch",),
         opsets=None,
         opset=None,
-        form="plain",
+        form="folded-apart",
         detection_operators=False,
         dynamic=False,
         quantizers={
@@ -121,7 +121,7 @@ TARGETS = {
         ("litert_torch",),
         opsets=None,
         opset=None,
-        form="folded",
+        form="folded-apart",
         detection_operators=False,
         dynamic=False,
     ),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.casvit import AdditiveTokenMixer, Block
+from ..models.casvit import AdditiveSimilarity, AdditiveTokenMixer, Block
 from .convolutions import Expansion, FusedConv, InParts, add_to
 from .folding import conv_with, fold_norm_after, fold_norm_before
 
@@ -16,7 +16,12 @@ class FusedAdditiveTokenMixer(InParts):
 
     The values have a separate convolution, so that no channels-last map has to be split. On a CPU, where both mappings
     together would make a large map, they run one after the other.
+
+    Attributes:
+        apart: whether they run one after the other at all sizes.
     """
+
+    apart = False
 
     def __init__(self, mixer: AdditiveTokenMixer) -> None:
         super().__init__()
@@ -42,8 +47,8 @@ class FusedAdditiveTokenMixer(InParts):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) → the same shape."""
-        large = self.count_parts(x, self.query_key.out_channels) > 1
-        context = self._one_by_one(x) if large else self._together(x)
+        apart = self.apart or self.count_parts(x, self.query_key.out_channels) > 1
+        context = self._one_by_one(x) if apart else self._together(x)
         return self.project(self.conv(context).mul_(self.value(x)))
 
     def _together(self, x: Tensor) -> Tensor:
@@ -67,6 +72,31 @@ class FusedAdditiveTokenMixer(InParts):
             gate = (branch.mean((2, 3)) @ self.channel_weights[index]).sigmoid()[..., None, None]
             context = branch * gate if context is None else context.addcmul_(branch, gate)
         return context
+
+
+class ApartSimilarity(nn.Module):
+    """The similarity of queries, keys and values that have a convolution each."""
+
+    def __init__(self, qkv: nn.Conv2d, similarity: AdditiveSimilarity) -> None:
+        super().__init__()
+        biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
+        self.convs = nn.ModuleList(map(conv_with, qkv.weight.chunk(3), biases))
+        self.similarity = similarity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) → the same shape."""
+        return self.similarity.combine(*(conv(x) for conv in self.convs))
+
+
+def compute_apart(model: nn.Module) -> nn.Module:
+    """Compute CAS-ViT's queries, keys and values apart, in place: exported, the cutting of one map is a copy of it."""
+    for module in list(model.modules()):
+        if isinstance(module, FusedAdditiveTokenMixer):
+            module.apart = True
+        elif isinstance(module, AdditiveTokenMixer):
+            module.similarity = ApartSimilarity(module.qkv, module.similarity)
+            module.qkv = nn.Identity()
+    return model
 
 
 class FusedBlock(nn.Module):

@@ -85,7 +85,10 @@ class AdditiveSimilarity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3 · channels, H, W): queries, keys, values → (B, channels, H, W)."""
-        query, key, value = split(x, 3)
+        return self.combine(*split(x, 3))
+
+    def combine(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each (B, channels, H, W) → the same shape."""
         return self.conv(self.query_context(query) + self.key_context(key)) * value
 
 

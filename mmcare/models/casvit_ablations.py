@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..memory import Chain, split
+from ..memory import Chain
 from ..registry import MODELS
 from .base import ablation_type
 from .casvit import AdditiveSimilarity, AdditiveTokenMixer, CASViT
@@ -40,9 +40,8 @@ class SimilarityWithIdentity(AdditiveSimilarity):
 class ProductSimilarity(AdditiveSimilarity):
     """Γ(Φ(q) ⊙ Φ(k)) ⊙ v: the product of the contexts instead of their sum."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3 · channels, H, W): queries, keys, values → (B, channels, H, W)."""
-        query, key, value = split(x, 3)
+    def combine(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each (B, channels, H, W) → the same shape."""
         return self.conv(self.query_context(query) * self.key_context(key)) * value
 
 

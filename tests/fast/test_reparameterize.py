@@ -1,5 +1,6 @@
 """The fast form: the same outputs as the trained model, all possible norms folded, the trained model unchanged."""
 
+import copy
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ import helpers
 import pytest
 import torch
 from helpers import CONFIGS, DETECTOR, SEGMENTOR, SMALL_ARCHS, assert_same_maps, relative_error, shake, trained
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
@@ -87,8 +88,12 @@ def test_any_network_any_size(family, data):
     assert not any(module.training for module in fast.modules())
     assert count_norms(fast) == (0 if family == "CARE" else len(indices))
     size = data.draw(st.tuples(st.integers(32, 97), st.integers(32, 97)))
-    batch = data.draw(st.integers(1, 3))
-    assert_same_maps(fast, model.eval(), torch.randn(batch, model.in_channels, *size))
+    images = torch.randn(data.draw(st.integers(1, 3)), model.in_channels, *size)
+    exact = copy.deepcopy(model.eval()).double()
+    # In some random networks, with heads of one channel, rounding alone moves the maps of the trained form.
+    with torch.no_grad():
+        assume(all(relative_error(*maps) < 2e-6 for maps in zip(model(images), exact(images.double()), strict=True)))
+    assert_same_maps(fast, model, images)
 
 
 @families
