@@ -8,12 +8,32 @@ import pytest
 import torch
 from helpers import load_tool
 from hypothesis import settings
+from mmengine.config import config
 
 torch.manual_seed(0)
 settings.register_profile("repeatable", derandomize=True)  # the same examples in each run
 settings.load_profile("repeatable")
 # Converters make millions of objects that stay, and would be searched for cycles again and again.
 gc.set_threshold(50_000, 20, 20)
+
+
+def _once(format_code):
+    """Return a formatter that formats each text once: a run writes its config four times, which takes it a second."""
+    formatted = {}
+
+    def format_once(text, **options):
+        if text not in formatted:
+            formatted[text] = format_code(text, **options)
+        return formatted[text]
+
+    return format_once
+
+
+config.FormatCode = _once(config.FormatCode)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # data sets search for cycles when they are built; what was imported has none
 
 
 @pytest.fixture
