@@ -1,11 +1,13 @@
-"""Every config with random weights, in onnxruntime: ``python -m pytest tests/export/all_configs.py``.
+"""What takes too long for the suite: ``python -m pytest tests/export/all_configs.py``, which takes an hour.
 
-It is not part of the suite, which does the same with tiny models, as it takes an hour.
+Every config with random weights in onnxruntime, which the suite does with tiny models, and the tiny models in the
+runtimes that test_runtimes_agree.py leaves out for them.
 """
 
 import pytest
 import torch
 from test_onnx import assert_same
+from test_runtimes_agree import HEADS, SHAPES, SLOW, WITH_SLOW, check_agreement
 
 from mmcare import get_config, list_configs
 
@@ -43,3 +45,10 @@ def test_the_file_of_a_config_equals_the_model(exported_config, run, pictures, t
         samples = model.predict(images)
         assert model.task == "segmentation" or any(len(sample.pred_instances) for sample in samples)
         assert_same(run(path, images), samples, size)
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [(family, head) for family in SHAPES for head in HEADS if (family, head) not in WITH_SLOW]
+)
+def test_the_other_models_agree(exported, family, head):
+    check_agreement(exported(family, head), SHAPES[family], SLOW)
