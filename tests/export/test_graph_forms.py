@@ -1,5 +1,7 @@
 """The forms of a backbone compute the same maps as the trained one."""
 
+import copy
+
 import pytest
 import torch
 from helpers import relative_error
@@ -22,3 +24,12 @@ def test_a_form_computes_what_the_trained_backbone_computes(exported, pictures, 
         found = prepared.module(images.float())
     for name, map_, trained_map in zip(prepared.outputs, found, wanted, strict=True):
         assert relative_error(map_, trained_map) < 1e-5, name
+
+
+def test_no_map_of_casvit_is_cut(exported):
+    """A runtime would copy it."""
+    trained = copy.deepcopy(exported("casvit", "semantic_fpn").model)
+    prepared = prepare(trained, "segmentation", "backbone", "folded-apart", (64, 96))
+    graph = torch.export.export(prepared.module, (prepared.images,)).graph
+    called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert not [name for name in called if any(word in name for word in ("chunk", "split", "slice"))]
