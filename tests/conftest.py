@@ -9,6 +9,7 @@ import torch
 from helpers import load_tool
 from hypothesis import settings
 from mmengine.config import config
+from yapf.yapflib import yapf_api
 
 torch.manual_seed(0)
 settings.register_profile("repeatable", derandomize=True)  # the same examples in each run
@@ -29,7 +30,8 @@ def _once(format_code):
     return format_once
 
 
-config.FormatCode = _once(config.FormatCode)
+# MMEngine has it under a name of its own, the successors look it up when they format.
+yapf_api.FormatCode = config.FormatCode = _once(yapf_api.FormatCode)
 
 
 def pytest_collection_finish():
