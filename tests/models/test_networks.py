@@ -70,7 +70,6 @@ def test_parameter_counts_are_the_authors_to_the_last_parameter(family, arch):
 def test_found_by_type_alone_where_mmdet_and_mmseg_cannot_be_imported():
     code = """
 import sys
-from importlib import import_module
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("mmdet", "mmseg", "mmpretrain"):
